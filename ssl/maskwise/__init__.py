@@ -1,0 +1,37 @@
+"""Self-supervised vision pretraining that chooses what to hide; the public names, imported on first use."""
+
+__version__ = "0.1.0"
+
+HOMES = {
+    "load": "maskwise.export.layouts",
+    "export": "maskwise.build",
+    "push_to_hub": "maskwise.build",
+    "read_recipe": "maskwise.recipe",
+    "train": "maskwise.build",
+    "evaluate": "maskwise.build",
+    "Backbone": "maskwise.nn",
+    "Encoder": "maskwise.nn",
+    "Features": "maskwise.nn",
+    "Tokens": "maskwise.nn",
+    "Pooled": "maskwise.nn",
+    "SimPool": "maskwise.nn",
+    "ProjectionHead": "maskwise.nn",
+    "DINO": "maskwise.methods",
+    "IBOT": "maskwise.methods",
+    "Report": "maskwise.evaluation.report",
+}
+__all__ = [*HOMES, "__version__"]
+
+
+def __getattr__(name: str):
+    if name not in HOMES:
+        raise AttributeError(f"module 'maskwise' has no attribute {name!r}")
+    from importlib import import_module
+
+    value = getattr(import_module(HOMES[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *HOMES})

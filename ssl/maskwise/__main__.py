@@ -1,0 +1,8 @@
+"""`python -m maskwise`, and what `torchrun -m maskwise` starts on every rank."""
+
+import sys
+
+from maskwise.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,267 @@
+"""What a recipe may say: the keys come from the sections and from the signatures of what their names name."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import inspect
+import re
+import typing
+from dataclasses import dataclass, fields
+
+from maskwise.recipe_text import Misread
+
+REQUIRED = object()
+UNSET = object()
+Ratio = typing.Union[float, tuple[float, ...]]
+Count = typing.Optional[int]
+Size = typing.Union[int, tuple[int, int], None]
+
+# arguments that the run supplies, or that another section holds
+SUPPLIED = {
+    "data": {"seed"},
+    "backbone": {"name", "mask_token"},
+    "pooling": {"dim"},
+    "method": {
+        "encoder", "head", "masking", "all_sum", "world_size", "seed", "teacher_temp", "warmup_teacher_temp",
+        "warmup_teacher_temp_epochs", "patch_temp", "warmup_patch_temp", "warmup_patch_temp_epochs",
+    },
+    "masking": {"seed"},
+}  # fmt: skip
+# timm arguments that Backbone sets itself
+OWN_TIMM = {"img_size", "num_classes", "global_pool", "dynamic_img_size", "dynamic_img_pad", "drop_path_rate", "weight_init", "fc_norm", "final_norm", "pool_include_prefix"}
+OPTIMIZERS = {
+    "adamw": {"betas": (tuple[float, float], (0.9, 0.999))},
+    "sgd": {"momentum": (float, 0.9)},
+    "lars": {"momentum": (float, 0.9)},
+}
+KINDS = {
+    "data.path": str, "data.split": typing.Optional[str], "data.per_class": Count, "data.count": int, "data.size": int,
+    "backbone.image_size": Size, "backbone.patch_size": Count, "backbone.class_token": typing.Optional[bool],
+    "backbone.position": typing.Literal["offset", "size", "offset_always"], "backbone.weights": typing.Optional[str],
+    "method.targets": typing.Literal["centering", "sinkhorn"], "method.patch_loss": typing.Literal["image", "token"],
+    "masking.ratio": Ratio, "masking.var": Ratio, "masking.ratio_per": typing.Literal["step", "view"],
+    "pooling.gamma": typing.Optional[float], "pooling.min_scope": typing.Literal["image", "batch"],
+}  # fmt: skip
+DEFAULTS = {"backbone.drop_path": 0.1}
+
+BOUNDS = {
+    "at least 0": (lambda v: v >= 0, "seed head.bottleneck optimizer.lr optimizer.min_lr optimizer.warmup_epochs optimizer.weight_decay optimizer.weight_decay_end "
+                   "optimizer.clip optimizer.freeze_last_layer teacher.warmup_temp_epochs method.lambda1 method.lambda2 method.start_epoch crops.local_number crops.jitter "
+                   "crops.blur_sigma evaluate.knn_every evaluate.pictures_every speed.workers"),
+    "at least 1": (lambda v: v >= 1, "train.epochs train.steps train.batch_size train.log_every train.save_every train.keep crops.global_size crops.local_size "
+                   "head.prototypes head.hidden head.bottleneck head.layers head.patch_prototypes evaluate.k evaluate.limit_bank speed.threads data.per_class data.count "
+                   "data.size backbone.image_size backbone.patch_size backbone.depth backbone.embed_dim backbone.num_heads"),
+    "above 0": (lambda v: v > 0, "optimizer.lr teacher.temp teacher.warmup_temp teacher.patch_temp teacher.warmup_patch_temp method.student_temp pooling.gamma backbone.mlp_ratio"),
+    "from 0 to 1": (lambda v: 0 <= v <= 1, "crops.flip crops.jitter_prob crops.grey_prob crops.blur_prob crops.solarize_prob masking.ratio masking.var masking.prob "
+                    "masking.show_max teacher.momentum teacher.momentum_end method.center_momentum data.corrupt_ceiling"),
+    "above 0 and at most 1": (lambda v: 0 < v <= 1, "crops.global_scale crops.local_scale evaluate.crop_pct"),
+    "from 0 to below 1": (lambda v: 0 <= v < 1, "backbone.drop_path optimizer.momentum optimizer.betas"),
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Key:
+    """One key that is read: the kind of its value, and its default (REQUIRED, or UNSET: not recorded unless given)."""
+
+    kind: object
+    default: object
+
+
+class Unknown(Exception):
+    """A name that its table does not hold; the text says what it holds."""
+
+
+def tables() -> dict[str, dict[str, type]]:
+    """The tables that a section's `name` is looked up in."""
+    from maskwise.data.datasets import DATASETS
+    from maskwise.methods import METHODS
+    from maskwise.methods.masking import MASKINGS
+    from maskwise.nn import POOLINGS
+
+    return {"data": DATASETS, "pooling": POOLINGS, "method": METHODS, "masking": MASKINGS}
+
+
+def named(section: str, name: str) -> type:
+    """The class that `name` names in a section: a row of its table, or `module:Name`; raises Unknown."""
+    if section == "backbone":
+        import timm
+
+        from maskwise.nn import Backbone
+
+        if not timm.is_model(name):
+            near = nearest(name, timm.list_models())
+            raise Unknown(f"timm has no model `{name}`{near}; `timm.list_models('vit_*')` lists them")
+        return Backbone
+    table = tables()[section]
+    if name in table:
+        return table[name]
+    if ":" in name:
+        module, _, attribute = name.partition(":")
+        try:
+            return getattr(importlib.import_module(module), attribute)
+        except (ImportError, AttributeError) as error:
+            raise Unknown(f"`{name}` cannot be imported: {error}") from None
+    raise Unknown(f"no {section} `{name}`{nearest(name, table)}; there are {', '.join(table)}, and your own as module:Name")
+
+
+def nearest(word: str, choices) -> str:
+    """`; did you mean ...?` when something close exists."""
+    near = difflib.get_close_matches(word, list(choices), 1, 0.6)
+    return f"; did you mean `{near[0]}`?" if near else ""
+
+
+def constructor_keys(section: str, cls: type) -> dict[str, Key]:
+    """The keys that the constructor of `cls` reads from a section."""
+    try:
+        hints = typing.get_type_hints(cls.__init__)
+    except (NameError, TypeError):
+        hints = {}
+    keys, open_ended = {}, False
+    for parameter in list(inspect.signature(cls).parameters.values()):
+        if parameter.kind in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL):
+            open_ended |= parameter.kind is parameter.VAR_KEYWORD
+            continue
+        if parameter.name in SUPPLIED[section]:
+            continue
+        dotted = f"{section}.{parameter.name}"
+        default = REQUIRED if parameter.default is parameter.empty else DEFAULTS.get(dotted, parameter.default)
+        keys[parameter.name] = Key(KINDS.get(dotted) or kind_of(hints.get(parameter.name), default), default)
+    if section == "backbone" and open_ended:
+        from timm.models.vision_transformer import VisionTransformer
+
+        for name in inspect.signature(VisionTransformer).parameters:
+            if name not in OWN_TIMM and name not in keys:
+                keys[name] = Key(typing.Any, UNSET)
+    return keys
+
+
+def kind_of(hint, default):
+    """The kind of an argument from its annotation, else from its default."""
+    simple = (int, float, bool, str)
+    if hint in simple or typing.get_origin(hint) in (typing.Literal, typing.Union, tuple):
+        members = [each for each in typing.get_args(hint) if typing.get_origin(hint) is typing.Union]
+        if all(each in simple or each is type(None) for each in members):
+            return hint
+    if type(default) in simple:
+        return type(default)
+    if isinstance(default, tuple) and default and all(type(each) in simple for each in default):
+        return tuple[tuple(type(each) for each in default)]
+    return typing.Any
+
+
+def schema(sections: dict[str, type], names: dict[str, str]) -> tuple[dict[str, Key], dict[str, str]]:
+    """The dotted keys that a recipe with these names reads, and for each name that is unknown why."""
+    keys = {"seed": Key(int, 0)}
+    unknown: dict[str, str] = {}
+    classes: dict[str, type] = {}
+    for section in SUPPLIED:
+        try:
+            classes[section] = named(section, names[section])
+        except Unknown as error:
+            unknown[section] = str(error)
+    reads = {section: set(inspect.signature(cls).parameters) for section, cls in classes.items()}
+    method_reads = reads.get("method", {"patch_temp", "warmup_patch_temp", "lambda2"})
+    data_reads = reads.get("data", {"path", "split"})
+    withheld = {
+        *(f"teacher.{key}" for key in ("patch_temp", "warmup_patch_temp") if key not in method_reads),
+        *(["head.patch_prototypes"] if "lambda2" not in method_reads else []),
+        *(f"data.test_{key}" for key in ("path", "split") if key not in data_reads),
+    }
+    for section, cls in sections.items():
+        hints = typing.get_type_hints(cls)
+        for each in fields(cls):
+            dotted = f"{section}.{each.name}"
+            if each.name != "arguments" and dotted not in withheld:
+                keys[dotted] = Key(hints[each.name], each.default)
+        if section in classes:
+            keys.update({f"{section}.{name}": key for name, key in constructor_keys(section, classes[section]).items()})
+    for name, (kind, default) in OPTIMIZERS.get(names["optimizer"], {}).items():
+        keys[f"optimizer.{name}"] = Key(kind, default)
+    return keys, unknown
+
+
+def check_bounds(key: str, value) -> None:
+    """Raises Misread when a number lies outside what its key can mean."""
+    values = value if isinstance(value, tuple) else (value,)
+    for words, (inside, wanted) in BOUNDS.items():
+        if key in wanted.split():
+            for each in values:
+                if isinstance(each, (int, float)) and not isinstance(each, bool) and not inside(each):
+                    raise Misread(f"must be {words}, not {each}")
+
+
+def unread(key: str, keys: dict[str, Key], sections) -> str:
+    """The line for a key that nothing reads: nearest match, and what is accepted there."""
+    section, _, name = key.partition(".")
+    if not name:
+        homes = [each for each in keys if each.endswith("." + section)]
+        if homes:
+            return f"no section `{section}`; did you mean `{homes[0]}`?"
+        return f"no section `{section}`{nearest(section, sections)}; sections are seed, extends, {', '.join(sections)}"
+    if section not in sections:
+        return f"no section `{section}`{nearest(section, sections)}; sections are seed, extends, {', '.join(sections)}"
+    here = [each.partition(".")[2] for each in keys if each.startswith(section + ".")]
+    homes = [each for each in keys if each.partition(".")[2] == name]
+    near = nearest(name, here) or (f"; did you mean `{homes[0]}`?" if homes else "")
+    listed = [each for each in here if keys[f"{section}.{each}"].default is not UNSET]
+    more = " and the arguments of timm's VisionTransformer" if len(listed) < len(here) else ""
+    return f"nothing reads this key{near}; section {section} accepts {', '.join(listed)}{more}"
+
+
+def contradictions(values: dict[str, object]) -> list[tuple[str, str]]:
+    """(key, what is wrong) for values that are fine alone and cannot stand together."""
+    get, found = values.get, []
+    epochs = get("train.epochs")
+    if get("train.steps") is None:
+        for key, what in (("optimizer.warmup_epochs", "the learning-rate warm-up"), ("teacher.warmup_temp_epochs", "the temperature warm-up")):
+            if get(key) > epochs:
+                found.append((key, f"{what} ({get(key):g} epochs) is longer than the run (train.epochs is {epochs}); shorten it or lengthen the run"))
+        if get("method.start_epoch", 0) >= epochs:
+            found.append(("method.start_epoch", f"masking would start at epoch {get('method.start_epoch')} of a run of {epochs}; start it earlier"))
+    peak = get("optimizer.lr") * get("train.batch_size") / 256
+    if get("optimizer.min_lr") > peak:
+        found.append(("optimizer.min_lr", f"{get('optimizer.min_lr'):g} is above the peak learning rate {peak:g} (optimizer.lr x train.batch_size / 256); lower it"))
+    for key in ("crops.global_scale", "crops.local_scale", "crops.blur_sigma"):
+        low, high = get(key)
+        if low > high:
+            found.append((key, f"runs from low to high, not [{low}, {high}]"))
+    found += patch_contradictions(values)
+    found += masking_contradictions(values)
+    return found
+
+
+def patch_contradictions(values) -> list[tuple[str, str]]:
+    patch = values.get("backbone.patch_size")
+    if patch is None:
+        inside = re.search(r"patch(\d+)", values["backbone.name"])
+        patch = int(inside.group(1)) if inside else 1
+    sizes = {key: values[key] for key in ("crops.global_size", "crops.local_size", "backbone.image_size") if values.get(key)}
+    if values["crops.local_number"] == 0:
+        del sizes["crops.local_size"]
+    found = []
+    for key, size in sizes.items():
+        for side in size if isinstance(size, tuple) else (size,):
+            if side % patch:
+                near = max(patch, patch * round(side / patch))
+                found.append((key, f"{side} pixels are not a multiple of the patch size {patch}; take {near}"))
+    return found
+
+
+def masking_contradictions(values) -> list[tuple[str, str]]:
+    found = []
+    ratio, var = values.get("masking.ratio"), values.get("masking.var")
+    if ratio is not None and var is not None:
+        pair = [each if isinstance(each, tuple) else (each,) for each in (ratio, var)]
+        if len(pair[0]) != len(pair[1]) and len(pair[1]) != 1:
+            found.append(("masking.var", f"has {len(pair[1])} entries for the {len(pair[0])} of masking.ratio; give one for each"))
+        elif any(r - v < -1e-9 or r + v > 1 + 1e-9 for r, v in zip(pair[0], pair[1] * len(pair[0]))):
+            found.append(("masking.var", f"masking.ratio {ratio} +- {var} leaves 0..1; narrow it"))
+    classless = values.get("backbone.class_token") is False
+    pooling = named("pooling", values["pooling.name"])
+    wants_class = "cls_attention" in getattr(pooling, "needs", ())
+    if wants_class and classless:
+        found.append(("pooling.name", f"`{values['pooling.name']}` needs a class token and backbone.class_token is false; use simpool, or keep the token"))
+    elif getattr(named("masking", values["masking.name"]), "needs_attention", False) and not getattr(pooling, "attends", True):
+        found.append(("masking.name", f"`{values['masking.name']}` hides what the teacher attends to, and pooling `{values['pooling.name']}` has no attention; use simpool or cls, or mask at random"))
+    return found

@@ -1,0 +1,388 @@
+"""The one composition root: recipes become objects here, and below nobody knows of recipes."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import platform
+import subprocess
+import sys
+import time
+from functools import partial
+from pathlib import Path
+
+import torch
+
+from maskwise.data import augment as colour
+from maskwise.data import loader
+from maskwise.data.datasets import DATASETS
+from maskwise.data.multicrop import MultiCrop
+from maskwise.distributed.world import World
+from maskwise.engine.checkpoint import Checkpoints
+from maskwise.engine.journal import Journal, prepare_folder
+from maskwise.engine.loop import fit
+from maskwise.engine.optim import check_groups, make_optimizer, parameter_groups
+from maskwise.engine.trainer import Trainer
+from maskwise.evaluation import EVALUATIONS
+from maskwise.evaluation.report import Report
+from maskwise.export import layouts
+from maskwise.functional import draws, schedules
+from maskwise.functional.errors import UserError
+from maskwise.methods import METHODS
+from maskwise.methods.masking import MASKINGS
+from maskwise.nn import POOLINGS, Backbone, Encoder, ProjectionHead
+from maskwise.recipe import Recipe, check_run, read_recipe
+from maskwise.recipe_schema import named
+
+
+def row(table: dict, section: str, name: str):
+    """The class of a table's row, or of `module:Name`."""
+    return table[name] if name in table else named(section, name)
+
+
+def dataset(recipe: Recipe, role: str = "train"):
+    """The training images, or with role="test" the labelled test images (None when the recipe names none)."""
+    data = recipe.data
+    options = data.keywords()
+    if data.name == "shapes":
+        options.update(seed=recipe.seed, **({"split": "test"} if role == "test" else {}))
+    elif role == "test":
+        if data.test_path is None and data.test_split is None:
+            return None
+        options.update(path=data.test_path or options["path"], split=data.test_split, per_class=None)
+    return row(DATASETS, "data", data.name)(**options)
+
+
+def encoder(recipe: Recipe) -> Encoder:
+    """The encoder as training starts with it: weights are a function of the recipe's seed."""
+    options = recipe.backbone.keywords()
+    size = options.pop("image_size", None) or recipe.crops.global_size
+    with draws.seeded(recipe.seed):
+        backbone = Backbone(recipe.backbone.name, image_size=size, mask_token=recipe.masking.name != "none", **options)
+        pooling = row(POOLINGS, "pooling", recipe.pooling.name)(backbone.dim, **recipe.pooling.keywords())
+        built = Encoder(backbone, pooling, norm=recipe.pooling.norm)
+    built.crop_pct = recipe.evaluate.crop_pct
+    return built
+
+
+def method(recipe: Recipe, world: World):
+    """Student, teacher, head and masking as the recipe's method."""
+    student = encoder(recipe)
+    with draws.seeded(recipe.seed + 1):
+        head = ProjectionHead(student.dim, **recipe.head.keywords())
+    teacher, options = recipe.teacher, recipe.method.keywords()
+    options.update(
+        teacher_temp=teacher.temp, warmup_teacher_temp=teacher.warmup_temp, warmup_teacher_temp_epochs=teacher.warmup_temp_epochs,
+        all_sum=world.all_sum, world_size=world.size, seed=recipe.seed,
+        masking=row(MASKINGS, "masking", recipe.masking.name)(seed=recipe.seed, **recipe.masking.keywords()),
+    )  # fmt: skip
+    if recipe.method.name == "ibot":
+        options.update(patch_temp=teacher.patch_temp, warmup_patch_temp=teacher.warmup_patch_temp)
+    return row(METHODS, "method", recipe.method.name)(student, head, **options)
+
+
+def trainer(recipe: Recipe, world: World | None = None, *, images: int | None = None, precision: str | None = None) -> Trainer:
+    """Everything that one step needs; `.step(global_crops, local_crops)` does one.
+
+    `images` is the length of the training set, which gives the steps of an epoch (default: the recipe's dataset is opened).
+    """
+    world = world or World.start()
+    images = len(dataset(recipe)) if images is None else images
+    steps_per_epoch = max(1, loader.steps_per_epoch(images, recipe.train.batch_size))
+    total = recipe.train.steps or recipe.train.epochs * steps_per_epoch
+    optimizer = recipe.optimizer
+    model = method(recipe, world).to(world.device)
+    groups = parameter_groups(model)
+    check_groups(model, groups)
+    return Trainer(
+        model,
+        optimizer=make_optimizer(optimizer.name, groups, **optimizer.keywords()),
+        world=world,
+        lr=partial(
+            schedules.cosine, total=total, start=optimizer.lr * recipe.train.batch_size / 256, end=optimizer.min_lr,
+            warmup=min(total, round(optimizer.warmup_epochs * steps_per_epoch)),
+        ),
+        weight_decay=partial(schedules.cosine, total=total, start=optimizer.weight_decay, end=optimizer.weight_decay_end),
+        momentum=partial(schedules.cosine, total=total, start=recipe.teacher.momentum, end=recipe.teacher.momentum_end),
+        steps_per_epoch=steps_per_epoch,
+        total_steps=total,
+        clip=optimizer.clip,
+        clip_mode=optimizer.clip_mode,
+        freeze_last_layer=optimizer.freeze_last_layer,
+        precision=precision or resolved_precision(recipe, world.device),
+    )  # fmt: skip
+
+
+def resolved_precision(recipe: Recipe, device: torch.device) -> str:
+    """bf16 where the device computes in it, when the recipe leaves the choice open."""
+    if recipe.train.precision != "auto":
+        return recipe.train.precision
+    if device.type == "cuda":
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
+    capable = getattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: False)() and "avx512" in torch.backends.cpu.get_cpu_capability().lower()
+    return "bf16" if capable else "fp32"
+
+
+def workers(recipe: Recipe, world: World) -> int:
+    """Data processes of one rank: the machine's cores shared out on a GPU; none beside a CPU that is busy training."""
+    if recipe.speed.workers != "auto":
+        return recipe.speed.workers
+    local = int(os.environ.get("LOCAL_WORLD_SIZE", world.size))
+    return min(10, max(1, (os.cpu_count() or 1) // local - 1)) if world.device.type == "cuda" else 0
+
+
+def train(recipe: Recipe, out, *, quiet: bool = False) -> dict:
+    """Run a recipe in the folder `out`, or continue the run that is there.
+
+    Returns {"status": "complete"|"preempted", "step", "skipped", "folder"}. Raises UserError before anything is written
+    when the folder, the images or the recipe cannot be used, or when the folder holds a run of another recipe.
+    """
+    folder = Path(out)
+    begun = known_run(folder, recipe)
+    data = dataset(recipe)
+    check_run(recipe, len(data), int(os.environ.get("WORLD_SIZE", "1")))
+    test = dataset(recipe, "test") if recipe.evaluate.knn_every else None
+    prepare_folder(folder)
+    if recipe.speed.threads:
+        torch.set_num_threads(recipe.speed.threads)
+    world = World.start()
+    try:
+        precision = begun.get("precision") or resolved_precision(recipe, world.device)
+        running = trainer(recipe, world, images=len(data), precision=precision)
+        if world.is_main and not begun:
+            write_run(folder, recipe, world, precision, len(data))
+        world.barrier()
+        journal = Journal(folder, running.total_steps, quiet, main=world.is_main)
+        teacher = running.method.teacher.encoder
+        checkpoints = Checkpoints(
+            folder, recipe.train.keep, encoder_spec=teacher.spec(), world=world, say=journal.say,
+            meta={"recipe": recipe.resolved_yaml(), "recipe_hash": recipe.hash(), "commit": commit()},
+        )  # fmt: skip
+        crops = MultiCrop(**recipe.crops.keywords(), seed=recipe.seed)
+        per_epoch = running.steps_per_epoch
+        if running.total_steps and world.is_main and not quiet:
+            journal.say(opening(recipe, running, data, begun, folder))
+        result = fit(
+            running,
+            lambda start: loader.batches(
+                data, crops, batch_size=recipe.train.batch_size, rank=world.rank, world_size=world.size, seed=recipe.seed,
+                start_step=start, total_steps=running.total_steps, workers=workers(recipe, world),
+                pin_memory=world.device.type == "cuda", cache=recipe.speed.cache, ceiling=recipe.data.corrupt_ceiling,
+            ),
+            partial(float_crops, teacher),
+            journal,
+            checkpoints,
+            {"knn": partial(knn_of_teacher, recipe=recipe, bank=data, test=test, world=world)} if test is not None else {},
+            log_every=recipe.train.log_every,
+            save_every=recipe.train.save_every or per_epoch,
+            evaluate_every=recipe.evaluate.knn_every * per_epoch,
+            pictures=partial(masks_picture, teacher) if recipe.evaluate.pictures_every else None,
+            pictures_every=recipe.evaluate.pictures_every * per_epoch,
+        )  # fmt: skip
+        return {**result, "folder": str(folder)}
+    finally:
+        world.close()
+
+
+def opening(recipe: Recipe, running: Trainer, data, begun: dict, folder: Path) -> str:
+    """The line a run begins with."""
+    verb = "continuing" if begun else "starting"
+    return (
+        f"{verb} {folder}: {recipe.method.name}, masking {recipe.masking.name}, {recipe.backbone.name}, {len(data)} images, "
+        f"{running.total_steps} steps of {recipe.train.batch_size}, {running.precision} on {running.world.size} x {running.world.device.type}"
+    )
+
+
+def float_crops(teacher: Encoder, batch):
+    """Colour and normalise a batch's crops on their device."""
+    parts = ((batch.global_crops, batch.params.global_), (batch.local_crops, batch.params.local_))
+    return tuple(colour.augment(crops, params, teacher.mean, teacher.std) if len(crops) else None for crops, params in parts)
+
+
+def masks_picture(teacher: Encoder, model, batch) -> dict:
+    """What the teacher looks at in the first images of a batch, and what this method's masking would hide there."""
+    from maskwise.evaluation.pictures import training_sheet
+
+    images = batch.global_crops[: min(8, len(batch.index))]
+    return {"attention_and_masks": training_sheet(model.teacher.encoder, images, model.masking, batch.index[: len(images)])}
+
+
+def knn_of_teacher(model, *, recipe: Recipe, bank, test, world: World) -> Report:
+    """k-NN of the teacher's features: the bank is the training images without augmentation, if they have labels."""
+    if bank.labels is None:
+        raise UserError("evaluate.knn_every: the training images have no labels to vote with; give evaluate.knn_every=0 and evaluate afterwards")
+    limit = recipe.evaluate.limit_bank
+    data = {"train": first_of(bank, limit) if limit else bank, "test": test}
+    return EVALUATIONS["knn"](model.teacher.encoder, data, world, k=recipe.evaluate.k)
+
+
+class Subset:
+    """Some images of a dataset, evenly spread over its order."""
+
+    def __init__(self, data, rows: torch.Tensor):
+        self.data, self.rows, self.classes = data, rows.tolist(), data.classes
+        self.labels = None if data.labels is None else data.labels[rows]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def image(self, index: int) -> torch.Tensor:
+        """uint8 [3, H, W] of one image."""
+        return self.data.image(self.rows[index])
+
+    def name(self, index: int) -> str:
+        """Name of one image."""
+        return self.data.name(self.rows[index])
+
+    def fingerprint(self) -> str:
+        """Digest of the whole set and of the rows taken."""
+        return f"{self.data.fingerprint()}:{len(self.rows)}"
+
+
+def first_of(data, count: int):
+    """At most `count` images, evenly spread, so that every class keeps its share."""
+    if count >= len(data):
+        return data
+    return Subset(data, torch.arange(count) * len(data) // count)
+
+
+def known_run(folder: Path, recipe: Recipe) -> dict:
+    """run.json of a run that this recipe may continue, {} where there is none; a changed recipe is refused with its diff."""
+    if not (folder / "recipe.yaml").is_file():
+        return {}
+    changed = read_recipe(folder).diff(recipe)
+    if changed:
+        raise UserError(f"{folder} holds a run of another recipe ({'; '.join(changed)}); give the same recipe, or another --out")
+    with contextlib.suppress(OSError, ValueError):
+        return json.loads((folder / "run.json").read_text())
+    return {}
+
+
+def write_run(folder: Path, recipe: Recipe, world: World, precision: str, images: int) -> None:
+    """recipe.yaml (resolved) and run.json: what this run is, and on what it was started."""
+    about = {
+        "precision": precision, "recipe_hash": recipe.hash(), "images": images, "ranks": world.size, "device": device_name(world.device),
+        "commit": commit(), "command": " ".join(["maskwise", *sys.argv[1:]]), "started": time.strftime("%Y-%m-%dT%H:%M:%S"),
+        "versions": {"python": platform.python_version(), "torch": torch.__version__},
+    }  # fmt: skip
+    for name, text in (("run.json", json.dumps(about, indent=2)), ("recipe.yaml", recipe.resolved_yaml())):
+        aside = folder / f".{name}"
+        aside.write_text(text)
+        os.replace(aside, folder / name)
+
+
+def device_name(device: torch.device) -> str:
+    """The device in words."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{os.cpu_count()} CPU cores ({platform.machine()})"
+
+
+def commit() -> str:
+    """The commit of the checkout that this package runs from, with `+` when files differ from it; "" outside one."""
+    here = Path(__file__).resolve().parent
+    try:
+        answer = subprocess.run(["git", "describe", "--always", "--dirty=+", "--abbrev=12"], cwd=here, capture_output=True, text=True, timeout=5)
+    except (OSError, subprocess.SubprocessError):
+        return ""
+    return answer.stdout.strip() if answer.returncode == 0 else ""
+
+
+def images_at(path, split: str | None = None):
+    """A labelled or unlabelled folder, as the evaluations take it; a dataset is handed through."""
+    return path if hasattr(path, "image") else DATASETS["folder"](path=path, split=split)
+
+
+def evaluate(name: str, model, *, train=None, test=None, **options) -> Report:
+    """Run an evaluation on an encoder, or on what `maskwise.load` accepts; train and test are folders or datasets.
+
+    Where they are not given, a run folder's own data serve. Raises UserError for an unknown evaluation or missing data.
+    """
+    if name not in EVALUATIONS:
+        raise UserError(f"no evaluation {name}; there are {', '.join(EVALUATIONS)}")
+    built = layouts.load(model) if isinstance(model, (str, Path)) else model
+    data = {role: images_at(path) for role, path in (("train", train), ("test", test)) if path is not None}
+    if not data and isinstance(model, (str, Path)) and (Path(model) / "recipe.yaml").is_file():
+        recipe = read_recipe(model)
+        data = {role: found for role in ("train", "test") if (found := dataset(recipe, role)) is not None}
+    missing = [role for role in ("train", "test") if role not in data]
+    if missing:
+        raise UserError(f"evaluate {name}: no {' and no '.join(missing)} images; give {' '.join(f'{role}=FOLDER' for role in missing)} (one subfolder per class)")
+    for role, found in data.items():
+        if found.labels is None:
+            raise UserError(f"evaluate {name}: {role} has no labels; give a folder with one subfolder per class")
+    report = EVALUATIONS[name](built, data, **options)
+    if isinstance(model, (str, Path)) and Path(model).is_dir():
+        with contextlib.suppress(OSError):
+            (Path(model) / "reports").mkdir(exist_ok=True)
+            report.save(Path(model) / "reports" / f"{name}.json")
+    return report
+
+
+def look(model, images, out, masking: str = "attmask_high", ratio: float = 0.5) -> Path:
+    """Draw images, the encoder's attention and the mask that a masking makes of it; one PNG sheet at `out`."""
+    from maskwise.data.decode import CorruptImage, decode
+    from maskwise.evaluation.pictures import training_sheet
+    from maskwise.functional.draw import write_png
+
+    built = layouts.load(model) if isinstance(model, (str, Path)) else model
+    if masking not in MASKINGS:
+        raise UserError(f"no masking {masking}; there are {', '.join(MASKINGS)}")
+    shown = []
+    for path in images:
+        if not Path(path).is_file():
+            raise UserError(f"{path} is not a file; give image files")
+        try:
+            shown.append(built.uncoloured(decode(path, str(path))))
+        except CorruptImage as error:
+            raise UserError(f"cannot read the image {path}: {error}") from None
+    if not shown:
+        raise UserError("no images to look at; name at least one")
+    options = {} if masking == "none" else {"ratio": ratio, "var": 0.0, "prob": 1.0}
+    sheet = training_sheet(built, torch.stack(shown), MASKINGS[masking](seed=0, **options), torch.arange(len(shown)))
+    write_png(out, sheet)
+    return Path(out)
+
+
+def export(model, folder) -> Path:
+    """Write an encoder, or what `maskwise.load` accepts, as config.json and model.safetensors."""
+    built = layouts.load(model) if isinstance(model, (str, Path)) else model
+    layouts.export_folder(built, folder)
+    return Path(folder)
+
+
+def push_to_hub(model, name: str, *, reports=()) -> str:
+    """Export an encoder to the Hugging Face Hub under `name`, with its reports; returns the address.
+
+    Raises UserError when the Hub cannot be reached or refuses.
+    """
+    import tempfile
+
+    import huggingface_hub
+
+    with tempfile.TemporaryDirectory() as folder:
+        export(model, folder)
+        for number, report in enumerate(reports):
+            report.save(Path(folder) / f"report_{number}.json")
+        try:
+            hub = huggingface_hub.HfApi()
+            hub.create_repo(name, exist_ok=True)
+            return str(hub.upload_folder(repo_id=name, folder_path=folder))
+        except Exception as error:  # the client raises a dozen unrelated types for "offline", "not logged in" and "refused"
+            first = str(error).splitlines()[0] if str(error) else type(error).__name__
+            raise UserError(f"cannot push to the Hub ({first}): check the network, and `hf auth login`") from None
+
+
+def report(run) -> Report:
+    """The tables and pictures of a finished run: k-NN beside the untrained encoder and raw pixels, what is hidden, curves."""
+    from maskwise.evaluation.quickstart import quickstart
+
+    folder = Path(run)
+    if not (folder / "recipe.yaml").is_file():
+        raise UserError(f"{run} is not a run folder (it has no recipe.yaml); give the --out of a training run")
+    recipe = read_recipe(folder)
+    test = dataset(recipe, "test")
+    if test is None:
+        raise UserError(f"{run} names no labelled test images; use `maskwise evaluate knn {run} train=... test=...`")
+    return quickstart(layouts.load(folder), encoder(recipe), folder, {"train": dataset(recipe), "test": test})

@@ -15,7 +15,7 @@ from maskwise.functional.errors import UserError
 from maskwise.recipe_schema import REQUIRED, UNSET, Key, check_bounds, contradictions, nearest, schema, unread
 from maskwise.recipe_text import Entry, Misread, Scalar, convert, parse, read, write
 
-SHIPPED = (Path(__file__).parent / "configs", Path(__file__).parents[2] / "configs")
+SHIPPED = Path(__file__).parent / "configs"
 EMPTY: Mapping[str, Any] = MappingProxyType({})
 
 
@@ -121,7 +121,7 @@ class Teacher(Section):
 class Optimizer(Section):
     """The optimizer; lr is per 256 images of the global batch, min_lr is not scaled; clip null or 0 is off; freeze in epochs."""
 
-    name: Literal["adamw", "sgd", "lars"] = "adamw"
+    name: str = "adamw"
     lr: float = 5e-4
     min_lr: float = 1e-6
     warmup_epochs: float = 10.0
@@ -294,14 +294,13 @@ def locate(path: str | Path) -> tuple[Path, str]:
         return given / "recipe.yaml", str(given / "recipe.yaml")
     if given.is_file():
         return given, str(path)
-    for folder in SHIPPED:
-        for name in (str(path), f"{path}.yaml"):
-            inside = folder / name.removeprefix("configs/")
-            if not given.is_absolute() and inside.is_file():
-                return inside, f"configs/{inside.relative_to(folder).as_posix()}"
+    for name in (str(path), f"{path}.yaml"):
+        inside = SHIPPED / name.removeprefix("configs/")
+        if not given.is_absolute() and inside.is_file():
+            return inside, f"configs/{inside.relative_to(SHIPPED).as_posix()}"
     if given.is_dir():
         raise UserError(f"{path} is a folder without a recipe.yaml; give a recipe file")
-    shipped = sorted(each.relative_to(folder).with_suffix("").as_posix() for folder in SHIPPED if folder.is_dir() for each in folder.rglob("*.yaml"))
+    shipped = sorted(each.relative_to(SHIPPED).with_suffix("").as_posix() for each in SHIPPED.glob("*/*.yaml"))
     raise UserError(f"no recipe {path}{nearest(str(path).removesuffix('.yaml').removeprefix('configs/'), shipped)}; shipped recipes: {', '.join(shipped)}")
 
 

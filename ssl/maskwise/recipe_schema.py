@@ -6,11 +6,13 @@ import difflib
 import importlib
 import inspect
 import re
+import types
 import typing
 from dataclasses import dataclass, fields
 
 from maskwise.recipe_text import Misread
 
+SIMPLE = (int, float, bool, str)
 REQUIRED = object()
 UNSET = object()
 Ratio = typing.Union[float, tuple[float, ...]]
@@ -27,20 +29,16 @@ SUPPLIED = {
         "warmup_teacher_temp_epochs", "patch_temp", "warmup_patch_temp", "warmup_patch_temp_epochs",
     },
     "masking": {"seed"},
+    "optimizer": {"params", "lr", "weight_decay"},
 }  # fmt: skip
 # timm arguments that Backbone sets itself
 OWN_TIMM = {"img_size", "num_classes", "global_pool", "dynamic_img_size", "dynamic_img_pad", "drop_path_rate", "weight_init", "fc_norm", "final_norm", "pool_include_prefix"}
-OPTIMIZERS = {
-    "adamw": {"betas": (tuple[float, float], (0.9, 0.999))},
-    "sgd": {"momentum": (float, 0.9)},
-    "lars": {"momentum": (float, 0.9)},
-}
 KINDS = {
     "data.path": str, "data.split": typing.Optional[str], "data.per_class": Count, "data.count": int, "data.size": int,
     "backbone.image_size": Size, "backbone.patch_size": Count, "backbone.class_token": typing.Optional[bool],
     "backbone.position": typing.Literal["offset", "size", "offset_always"], "backbone.weights": typing.Optional[str],
     "method.targets": typing.Literal["centering", "sinkhorn"], "method.patch_loss": typing.Literal["image", "token"],
-    "masking.ratio": Ratio, "masking.var": Ratio, "masking.ratio_per": typing.Literal["step", "view"],
+    "masking.ratio": Ratio, "masking.var": Ratio, "masking.ratio_per": typing.Literal["step", "view"], "optimizer.betas": tuple[float, float],
     "pooling.gamma": typing.Optional[float], "pooling.min_scope": typing.Literal["image", "batch"],
 }  # fmt: skip
 DEFAULTS = {"backbone.drop_path": 0.1}
@@ -75,11 +73,12 @@ class Unknown(Exception):
 def tables() -> dict[str, dict[str, type]]:
     """The tables that a section's `name` is looked up in."""
     from maskwise.data.datasets import DATASETS
+    from maskwise.engine.optim import OPTIMIZERS
     from maskwise.methods import METHODS
     from maskwise.methods.masking import MASKINGS
     from maskwise.nn import POOLINGS
 
-    return {"data": DATASETS, "pooling": POOLINGS, "method": METHODS, "masking": MASKINGS}
+    return {"data": DATASETS, "pooling": POOLINGS, "method": METHODS, "masking": MASKINGS, "optimizer": OPTIMIZERS}
 
 
 def named(section: str, name: str) -> type:
@@ -126,6 +125,8 @@ def constructor_keys(section: str, cls: type) -> dict[str, Key]:
             continue
         dotted = f"{section}.{parameter.name}"
         default = REQUIRED if parameter.default is parameter.empty else DEFAULTS.get(dotted, parameter.default)
+        if default is None:  # a class may leave a default to its subclasses
+            default = getattr(cls, f"default_{parameter.name}", None)
         keys[parameter.name] = Key(KINDS.get(dotted) or kind_of(hints.get(parameter.name), default), default)
     if section == "backbone" and open_ended:
         from timm.models.vision_transformer import VisionTransformer
@@ -138,16 +139,21 @@ def constructor_keys(section: str, cls: type) -> dict[str, Key]:
 
 def kind_of(hint, default):
     """The kind of an argument from its annotation, else from its default."""
-    simple = (int, float, bool, str)
-    if hint in simple or typing.get_origin(hint) in (typing.Literal, typing.Union, tuple):
-        members = [each for each in typing.get_args(hint) if typing.get_origin(hint) is typing.Union]
-        if all(each in simple or each is type(None) for each in members):
-            return hint
-    if type(default) in simple:
+    if readable(hint):
+        return hint
+    if type(default) in SIMPLE:
         return type(default)
-    if isinstance(default, tuple) and default and all(type(each) in simple for each in default):
+    if isinstance(default, tuple) and default and all(type(each) in SIMPLE for each in default):
         return tuple[tuple(type(each) for each in default)]
     return typing.Any
+
+
+def readable(hint) -> bool:
+    """Whether a value can be read as what an annotation says."""
+    origin = typing.get_origin(hint)
+    if origin in (typing.Union, types.UnionType, tuple):
+        return all(each is Ellipsis or readable(each) for each in typing.get_args(hint))
+    return hint in SIMPLE or hint is type(None) or origin is typing.Literal
 
 
 def schema(sections: dict[str, type], names: dict[str, str]) -> tuple[dict[str, Key], dict[str, str]]:
@@ -176,8 +182,6 @@ def schema(sections: dict[str, type], names: dict[str, str]) -> tuple[dict[str, 
                 keys[dotted] = Key(hints[each.name], each.default)
         if section in classes:
             keys.update({f"{section}.{name}": key for name, key in constructor_keys(section, classes[section]).items()})
-    for name, (kind, default) in OPTIMIZERS.get(names["optimizer"], {}).items():
-        keys[f"optimizer.{name}"] = Key(kind, default)
     return keys, unknown
 
 
@@ -253,9 +257,9 @@ def masking_contradictions(values) -> list[tuple[str, str]]:
     ratio, var = values.get("masking.ratio"), values.get("masking.var")
     if ratio is not None and var is not None:
         pair = [each if isinstance(each, tuple) else (each,) for each in (ratio, var)]
-        if len(pair[0]) != len(pair[1]) and len(pair[1]) != 1:
+        if len(pair[0]) != len(pair[1]):
             found.append(("masking.var", f"has {len(pair[1])} entries for the {len(pair[0])} of masking.ratio; give one for each"))
-        elif any(r - v < -1e-9 or r + v > 1 + 1e-9 for r, v in zip(pair[0], pair[1] * len(pair[0]))):
+        elif any(r - v < -1e-9 or r + v > 1 + 1e-9 for r, v in zip(*pair)):
             found.append(("masking.var", f"masking.ratio {ratio} +- {var} leaves 0..1; narrow it"))
     classless = values.get("backbone.class_token") is False
     pooling = named("pooling", values["pooling.name"])

@@ -1,0 +1,188 @@
+"""The command line: verbs, and mistakes told in one line; everything heavy is imported by the verb that needs it."""
+
+from __future__ import annotations
+
+import argparse
+import errno
+import os
+import sys
+
+from maskwise import __version__
+from maskwise.functional.errors import UserError
+
+ABOUT = "Self-supervised vision pretraining that chooses what to hide."
+STOPPED = 130  # what a shell expects after Ctrl-C
+PATH_TROUBLE = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.ENOENT, errno.ENOTDIR, errno.EISDIR}
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser whose complaints are one line."""
+
+    def error(self, message: str):
+        raise UserError(f"{message}; see `{self.prog} --help`")
+
+
+def train(words: list[str]) -> int:
+    """pretrain from a recipe; the same command continues the run it finds"""
+    parser = Parser("maskwise train", description="Pretrain from a recipe; the same command continues the run it finds in DIR.")
+    parser.add_argument("recipe", metavar="RECIPE", help="a recipe file, or a shipped one such as debug/tiny")
+    parser.add_argument("--out", metavar="DIR", required=True, help="the run folder")
+    parser.add_argument("overrides", metavar="section.key=value", nargs="*", help="what to change in the recipe")
+    given = parser.parse_intermixed_args(words)
+    from maskwise.recipe import read_recipe
+
+    recipe = read_recipe(given.recipe, *given.overrides)
+    from maskwise import build
+
+    status = build.train(recipe, out=given.out)
+    if status["status"] == "complete":
+        say(f"complete: {status['step']} steps in {given.out}")
+        return 0
+    say(f"stopped and saved at step {status['step']}; the same command goes on from there")
+    return STOPPED if status.get("signal") == "SIGINT" else 0
+
+
+def evaluate(words: list[str]) -> int:
+    """measure a model: `maskwise evaluate knn MODEL train=DIR test=DIR`"""
+    parser = Parser("maskwise evaluate", description="Measure a model. knn: train=DIR test=DIR k=[10,20] and the other options of its signature.")
+    parser.add_argument("name", metavar="NAME", help="the evaluation, such as knn")
+    parser.add_argument("model", metavar="MODEL", help="a run folder, an exported folder or a checkpoint file")
+    parser.add_argument("--out", metavar="FILE", help="write the report there as JSON")
+    parser.add_argument("options", metavar="key=value", nargs="*")
+    given = parser.parse_intermixed_args(words)
+    options = options_of(given.options)
+    from maskwise import build
+
+    report = build.evaluate(given.name, given.model, **options)
+    for key, value in report.numbers.items():
+        say(f"{key:<24} {value:.2f}" if isinstance(value, float) else f"{key:<24} {value}")
+    if given.out:
+        report.save(given.out)
+        say(f"report: {given.out}")
+    return 0
+
+
+def look(words: list[str]) -> int:
+    """draw where a model looks and what a masking would hide, for given images"""
+    parser = Parser("maskwise look", description="Draw the attention of a model over images, and what a masking would hide, on one PNG sheet.")
+    parser.add_argument("model", metavar="MODEL", help="a run folder, an exported folder or a checkpoint file")
+    parser.add_argument("images", metavar="IMAGE", nargs="+", help="image files; then masking=NAME and other masking options as key=value")
+    parser.add_argument("--out", metavar="FILE", default="look.png", help="the sheet (default: %(default)s)")
+    given = parser.parse_intermixed_args(words)
+    images = [word for word in given.images if os.path.exists(word) or "=" not in word]
+    options = options_of([word for word in given.images if word not in images])
+    if not images:
+        raise UserError("look: no image given; name at least one image file")
+    from maskwise import build
+
+    build.look(given.model, images, given.out, **options)
+    say(f"sheet: {given.out}")
+    return 0
+
+
+def show(words: list[str]) -> int:
+    """print a recipe resolved, each value with the place it comes from"""
+    parser = Parser("maskwise show", description="Print a recipe resolved, each value with the place it comes from.")
+    parser.add_argument("recipe", metavar="RECIPE", help="a recipe file, a run folder, or a shipped recipe such as debug/tiny")
+    parser.add_argument("overrides", metavar="section.key=value", nargs="*")
+    given = parser.parse_intermixed_args(words)
+    from maskwise.recipe import read_recipe
+
+    recipe = read_recipe(given.recipe, *given.overrides)
+    say(f"# {recipe.source}, hash {recipe.hash()}\n{recipe.explained()}", end="")
+    return 0
+
+
+def export(words: list[str]) -> int:
+    """write a run's teacher as a folder that `maskwise.load` reads anywhere"""
+    parser = Parser("maskwise export", description="Write the teacher of a run as a folder of config.json and model.safetensors.")
+    parser.add_argument("model", metavar="RUN", help="a run folder or a checkpoint file")
+    parser.add_argument("--to", metavar="DIR", required=True, help="the folder to write")
+    given = parser.parse_intermixed_args(words)
+    import maskwise
+
+    maskwise.export(maskwise.load(given.model), given.to)
+    say(f"exported: {given.to}")
+    return 0
+
+
+def report(words: list[str]) -> int:
+    """tell and draw what a run has learnt beside the lines it must beat"""
+    parser = Parser("maskwise report", description="k-NN, masks on objects, pictures and curve of a run, beside untrained, pixels and chance.")
+    parser.add_argument("run", metavar="RUN", help="a run folder")
+    given = parser.parse_intermixed_args(words)
+    from maskwise import build
+
+    text = build.report(given.run)
+    if text:
+        say(text)
+    return 0
+
+
+VERBS = {"train": train, "evaluate": evaluate, "look": look, "show": show, "export": export, "report": report}
+
+
+def options_of(words: list[str]) -> dict[str, object]:
+    """`key=value` words as keyword arguments; lists in brackets, numbers, true, false and null as YAML writes them."""
+    from maskwise.recipe_text import parse, plain
+
+    options: dict[str, object] = {}
+    for word in words:
+        key, equals, text = word.partition("=")
+        if not equals or not key.isidentifier():
+            raise UserError(f"`{word}` is not key=value")
+        if key in options:
+            raise UserError(f"{key} is given twice; keep one")
+        entries, _ = parse(f"value: {text}", word)
+        options[key] = plain(entries["value"].value)
+    return options
+
+
+def usage() -> str:
+    """The screen of `maskwise --help`."""
+    verbs = "\n".join(f"  {name:<10} {verb.__doc__}" for name, verb in VERBS.items())
+    return f"usage: maskwise VERB ...\n\n{ABOUT}\n\n{verbs}\n\n`maskwise VERB --help` tells more; several processes: `torchrun --nproc-per-node=2 -m maskwise train ...`"
+
+
+def say(text: str, end: str = "\n") -> None:
+    """Print, from the first rank only."""
+    if os.environ.get("RANK", "0") == "0":
+        print(text, end=end, flush=True)
+
+
+def complain(text: str) -> None:
+    """One line on standard error, from the first rank only."""
+    if os.environ.get("RANK", "0") == "0":
+        print(f"maskwise: {text}", file=sys.stderr, flush=True)
+
+
+def main(words: list[str] | None = None) -> int:
+    """Run one verb; returns the exit status: 0, 2 after a mistake of the user, 130 after Ctrl-C."""
+    words = list(sys.argv[1:] if words is None else words)
+    try:
+        if not words or words[0] in ("-h", "--help", "help"):
+            say(usage())
+            return 0
+        if words[0] in ("-V", "--version"):
+            say(f"maskwise {__version__}")
+            return 0
+        if words[0] not in VERBS:
+            import difflib
+
+            near = difflib.get_close_matches(words[0], VERBS, 1)
+            raise UserError(f"no verb `{words[0]}`" + (f"; did you mean `{near[0]}`?" if near else "") + f"; verbs are {', '.join(VERBS)}")
+        return VERBS[words[0]](words[1:])
+    except UserError as error:
+        complain(str(error))
+        return 2
+    except KeyboardInterrupt:
+        complain("stopped by Ctrl-C; what was saved stays, and the same command goes on from it")
+        return STOPPED
+    except BrokenPipeError:  # `maskwise show ... | head`
+        sys.stdout = open(os.devnull, "w")
+        return 0
+    except OSError as error:
+        if error.filename is None or error.errno not in PATH_TROUBLE:
+            raise
+        complain(f"{error.filename}: {error.strerror}; give a path that can be read and written")
+        return 2

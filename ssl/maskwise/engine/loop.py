@@ -1,0 +1,192 @@
+"""`fit`: the training loop."""
+
+import contextlib
+import os
+import signal
+from collections.abc import Callable, Iterator
+
+import torch
+
+from maskwise.engine.checkpoint import Checkpoint, Checkpoints
+from maskwise.engine.health import Health
+from maskwise.engine.journal import Journal
+from maskwise.engine.trainer import Trainer
+from maskwise.functional.draws import seeded
+from maskwise.functional.errors import UserError
+
+HOPELESS = 100  # bad steps in a row after which a run stops
+
+
+def fit(trainer: Trainer, batches_from: Callable[[int], Iterator], augment: Callable, journal: Journal, checkpoints: Checkpoints,
+        evaluations: dict[str, Callable], *, log_every: int, save_every: int, evaluate_every: int = 0,
+        pictures: Callable | None = None, pictures_every: int = 0) -> dict:
+    """Train to the end, from the last checkpoint if there is one; returns {"status", "step", "skipped"}.
+
+    `batches_from(step)` yields this rank's batches from that step on; `augment(batch)` makes its float crops;
+    `evaluations` map a name to a callable(method) -> Report, due every `evaluate_every` steps (0: only at the end) and
+    at the end; `pictures(method, batch)` returns uint8 pictures by name. The status is "complete", or "preempted" after
+    SIGTERM, SIGUSR1 or Ctrl-C on any rank: the step is finished and saved first. Raises UserError when a checkpoint is
+    unusable or no step is finite any more, and whatever the batches raise.
+    """
+    world, total = trainer.world, trainer.total_steps
+    found = resume(trainer, checkpoints)
+    if trainer.step_index >= total:
+        return {"status": "complete", "step": total, "skipped": int(trainer.skipped)}
+
+    with Interrupts() as interrupts, contextlib.closing(journal):
+        health, reported = reopen(trainer, journal, found)
+        if due(trainer.step_index, evaluate_every):  # put off by the interruption
+            report(trainer, journal, {name: call for name, call in evaluations.items() if name not in reported})
+        stream = batches_from(trainer.step_index)
+        batches = ahead(stream, world.device)
+        while trainer.step_index < total:
+            with journal.waiting():
+                batch = next(batches)
+            seen = trainer.step(*augment(batch), sample_ids=batch.index)
+            step, stop = trainer.step_index, world.any(interrupts.asked)
+            last = step == total
+            journal.count(step, len(batch.index) * world.size)
+
+            if last or due(step, log_every):
+                line = journal.line(step, numbers(trainer, seen))
+                for text in health.check(line):
+                    journal.alarm(step, text)
+                refuse_hopeless(trainer)
+            if pictures and journal.main and (last or due(step, pictures_every)):
+                with seeded(step), paused(journal):
+                    journal.pictures(step, pictures(trainer.method, batch))
+            if last or not stop and due(step, evaluate_every):
+                report(trainer, journal, evaluations)
+            if last or stop or due(step, save_every):
+                with paused(journal):
+                    save(trainer, journal, checkpoints, stream)
+            if stop and not last:
+                journal.preempted(step)
+                return {"status": "preempted", "step": step, "skipped": int(trainer.skipped)}
+        return {"status": "complete", "step": total, "skipped": int(trainer.skipped)}
+
+
+def resume(trainer: Trainer, checkpoints: Checkpoints) -> Checkpoint | None:
+    """Take up the last checkpoint, if there is one, and return it."""
+    found, world = checkpoints.load_last(), trainer.world
+    step = found.step if found else 0
+    if world.any(int(world.all_sum(torch.tensor(step))) != step * world.size):
+        raise UserError("the ranks found different checkpoints: put the run folder on a disk that all machines share")
+    if found:
+        trainer.load_tensors(found.tensors, found.optimizer, step=step, skipped=found.meta.get("skipped", 0))
+    return found
+
+
+def reopen(trainer: Trainer, journal: Journal, found: Checkpoint | None) -> tuple[Health, set[str]]:
+    """Cut the journal where the checkpoint stands; returns a Health that has read it and the reports made at this step."""
+    step = trainer.step_index
+    lines = journal.open(step, found.meta.get("seconds", 0.0) if found else 0.0)
+    center = getattr(trainer.method, "center", None)
+    health = Health(None if center is None else center.shape[-1], patience=max(100, trainer.total_steps // 10))
+    for line in lines:
+        if "loss" in line:
+            health.check(line)
+    return health, {line["report"] for line in lines if "report" in line and line["step"] == step}
+
+
+def due(step: int, every: int) -> bool:
+    """Whether a duty of every so many steps (0: never) falls on this step."""
+    return bool(every and step and step % every == 0)
+
+
+def report(trainer: Trainer, journal: Journal, evaluations: dict[str, Callable]) -> None:
+    """Evaluate the method as it stands, without moving any random state."""
+    for name, evaluate in evaluations.items():
+        with seeded(trainer.step_index), paused(journal):
+            journal.report(trainer.step_index, name, evaluate(trainer.method))
+
+
+def save(trainer: Trainer, journal: Journal, checkpoints: Checkpoints, stream) -> None:
+    """Write a checkpoint of this step, after everything that the journal has to say about it."""
+    images = {name: reason for part in trainer.world.gather_objects(dict(getattr(stream, "corrupt", {}))) for name, reason in part.items()}
+    journal.unreadable(images)
+    journal.flush()
+    checkpoints.save(trainer.step_index, *trainer.tensors(), meta={"skipped": int(trainer.skipped), "seconds": journal.seconds})
+
+
+def numbers(trainer: Trainer, seen: dict) -> dict[str, float]:
+    """What a logged line says of the step just done: means over ranks, and where the schedules stood; waits for the GPU."""
+    keys = sorted(key for key, value in seen.items() if value.numel() == 1 and key not in ("ok", "grad_norm"))
+    means = trainer.world.all_sum(torch.stack([seen[key].double().reshape(()) for key in keys])) / trainer.world.size
+    done = trainer.step_index - 1
+    return {
+        "epoch": done // trainer.steps_per_epoch,
+        **dict(zip(keys, means.tolist())),
+        "grad_norm": float(seen["grad_norm"]),
+        "lr": trainer.lr(done),
+        "wd": trainer.weight_decay(done),
+        "momentum": trainer.momentum(done),
+        "skipped": int(trainer.skipped),
+    }
+
+
+def refuse_hopeless(trainer: Trainer) -> None:
+    """Stop all ranks when nothing has been finite for a hundred steps."""
+    row = int(trainer.skipped_in_a_row)
+    if row >= HOPELESS:
+        raise UserError(
+            f"the last {row} steps had a non-finite loss or gradient and the run was stopped at step {trainer.step_index}, "
+            "no weight is damaged: lower optimizer.lr, set train.precision=fp32, or look for damaged input"
+        )
+
+
+@contextlib.contextmanager
+def paused(journal: Journal):
+    """Time spent in here is neither training nor waiting for data."""
+    journal.stop_clock()
+    yield
+    journal.start_clock()
+
+
+def ahead(stream: Iterator, device: torch.device) -> Iterator:
+    """The batches on the device; on a GPU each is copied while the step before it runs."""
+    if device.type != "cuda":
+        for batch in stream:
+            yield batch.to(device)
+        return
+    side = torch.cuda.Stream(device)
+    waiting = None
+    for batch in stream:
+        # The copy waits for all steps issued so far, so memory it is given is free, and runs beside the step issued next.
+        side.wait_stream(torch.cuda.current_stream(device))
+        with torch.cuda.stream(side):
+            moved = batch.to(device)
+        if waiting is not None:
+            yield waiting
+        torch.cuda.current_stream(device).wait_stream(side)
+        waiting = moved
+    if waiting is not None:
+        yield waiting
+
+
+class Interrupts:
+    """While entered, SIGTERM, SIGUSR1 and the first Ctrl-C only raise `.asked`; the second Ctrl-C interrupts at once."""
+
+    def __init__(self):
+        self.asked, self.owner, self.former = False, os.getpid(), {}
+
+    def __enter__(self) -> "Interrupts":
+        for name in ("SIGTERM", "SIGUSR1", "SIGINT"):
+            if hasattr(signal, name):
+                number = getattr(signal, name)
+                self.former[number] = signal.signal(number, self._ask)
+        return self
+
+    def __exit__(self, *exception) -> None:
+        for number, handler in self.former.items():
+            signal.signal(number, handler)
+
+    def _ask(self, number, frame):
+        # Data workers inherit the handler: the process that trains decides for them.
+        if os.getpid() != self.owner:
+            return
+        if number == signal.SIGINT and self.asked:
+            raise KeyboardInterrupt
+        self.asked = True
+        # A signal to the whole job also ends the data workers; their death must not break the step that is to be saved.
+        self.former.setdefault(signal.SIGCHLD, signal.signal(signal.SIGCHLD, signal.SIG_DFL))

@@ -1,0 +1,161 @@
+"""`Trainer`: one training step, and the state that a checkpoint must hold."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from maskwise.distributed.world import World
+from maskwise.engine.optim import SGD, clip_global_, clip_per_tensor_
+from maskwise.functional.errors import UserError
+
+
+class Trainer:
+    """A method with its optimizer and schedules; `.step` does one full step and `.step_index` counts them.
+
+    `method` is a module called with (global_crops, local_crops, *, step, epoch, sample_ids) that returns a dict with
+    `loss`, and has `update_teacher(momentum, ok)`. `lr`, `weight_decay` and `momentum` map the step index to a number
+    (attmask.md 1.6); weight decay is set in the groups whose `weight_decay_on` is true. `clip` is the largest gradient
+    norm per tensor or, with `clip_mode="global"`, of all together (None: off). While epoch < `freeze_last_layer` no
+    tensor named `last_layer` moves. `precision` is fp32 or bf16 (autocast).
+    """
+
+    def __init__(self, method: nn.Module, *, optimizer: torch.optim.Optimizer, world: World, lr: Callable[[int], float],
+                 weight_decay: Callable[[int], float], momentum: Callable[[int], float], steps_per_epoch: int,
+                 total_steps: int, clip: float | None = 3.0, clip_mode: str = "tensor", freeze_last_layer: int = 1,
+                 precision: str = "fp32"):
+        self.method, self.optimizer, self.world = method.to(world.device).train(), optimizer, world
+        self.lr, self.weight_decay, self.momentum = lr, weight_decay, momentum
+        self.steps_per_epoch, self.total_steps = steps_per_epoch, total_steps
+        self.clip, self.clip_mode, self.freeze_last_layer, self.precision = clip, clip_mode, freeze_last_layer, precision
+        self.forward = world.wrap(method)
+        self.step_index = 0
+        self.skipped = torch.zeros((), dtype=torch.int64, device=world.device)
+        self.skipped_in_a_row = torch.zeros_like(self.skipped)
+        self.names = {parameter: name for name, parameter in method.named_parameters()}
+        self.parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        strangers = [parameter for parameter in self.parameters if parameter not in self.names]
+        if strangers:
+            raise ValueError(f"{len(strangers)} parameters of the optimizer are not the method's")
+
+    @property
+    def epoch(self) -> int:
+        """Epoch of the next step, from 0."""
+        return self.step_index // self.steps_per_epoch
+
+    def step(self, global_crops: Tensor, local_crops: Tensor | None = None, sample_ids: Tensor | None = None) -> dict[str, Tensor]:
+        """One full step on this rank's crops; returns detached 0-dim tensors and does not wait for a GPU.
+
+        `global_crops` [2B,3,S,S] and `local_crops` [LB,3,s,s] are crop-major, normalised floats or uint8;
+        `sample_ids` [B] are dataset indices (default: position in the global batch). A step whose loss or reduced
+        gradients are not finite on any rank moves no weight, moment, buffer, teacher or center; it is counted in
+        `.skipped` and the schedules go on. Order: attmask.md 1.7, 1.8.
+        """
+        step, epoch, device = self.step_index, self.epoch, self.world.device
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.lr(step)
+            if group.get("weight_decay_on"):
+                group["weight_decay"] = self.weight_decay(step)
+        crops = [self._floats(crops) for crops in (global_crops, local_crops)]
+        if sample_ids is None:
+            images = len(global_crops) // 2
+            sample_ids = torch.arange(images) + self.world.rank * images
+        statistics = _BatchStatistics(self.method)
+        with torch.autocast(device.type, torch.bfloat16, enabled=self.precision == "bf16"):
+            seen = self.forward(*crops, step=step, epoch=epoch, sample_ids=sample_ids.to(device))
+        self.optimizer.zero_grad(set_to_none=True)
+        seen["loss"].backward()
+
+        norms = self._clip()
+        ok = self._finite(seen["loss"], norms)
+        if epoch < self.freeze_last_layer:
+            for parameter in self.parameters:
+                if "last_layer" in self.names[parameter]:
+                    parameter.grad = None
+        step_if(ok, self.optimizer)
+        statistics.restore_unless(ok)
+        self.method.update_teacher(self.momentum(step), ok)
+        self.skipped += ~ok
+        self.skipped_in_a_row = torch.where(ok, 0, self.skipped_in_a_row + 1)
+        self.step_index += 1
+        return {**{key: value.detach() for key, value in seen.items()}, "grad_norm": torch.linalg.vector_norm(norms), "ok": ok}
+
+    def tensors(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """All that a checkpoint must hold: the method's state dict, and the moments as `exp_avg/PARAMETER NAME`."""
+        moments = {
+            f"{key}/{self.names[parameter]}": value
+            for parameter, state in self.optimizer.state.items()
+            for key, value in state.items()
+            if isinstance(value, Tensor)
+        }
+        return self.method.state_dict(), moments
+
+    def load_tensors(self, model: dict[str, Tensor], optimizer: dict[str, Tensor], *, step: int, skipped: int = 0) -> None:
+        """Take up the state of `tensors()` after `step` steps; raises UserError when names or shapes do not fit."""
+        try:
+            self.method.load_state_dict(model)
+            index = {self.names[parameter]: i for i, parameter in enumerate(self.parameters)}
+            state: dict[int, dict[str, Tensor]] = {}
+            for key, value in optimizer.items():
+                kind, name = key.split("/", 1)
+                state.setdefault(index[name], {})[kind] = value
+        except (RuntimeError, KeyError) as error:
+            reason = str(error).replace("\n", " ")
+            raise UserError(f"the checkpoint does not fit this model ({reason}): use the recipe it was made with, or another folder") from None
+        groups = self.optimizer.state_dict()["param_groups"]
+        self.optimizer.load_state_dict({"state": state, "param_groups": groups})
+        self.step_index = step
+        self.skipped.fill_(skipped)
+
+    def _floats(self, crops):
+        if crops is None or len(crops) == 0:
+            return None
+        crops = crops.to(self.world.device, non_blocking=True)
+        if crops.dtype != torch.uint8:
+            return crops
+        encoder = self.method.student.encoder
+        mean, std = (torch.as_tensor(value, dtype=torch.float32, device=crops.device).view(3, 1, 1) for value in (encoder.mean, encoder.std))
+        return (crops.float() / 255 - mean) / std
+
+    def _clip(self):
+        """Clip the reduced gradients; returns their norms before."""
+        if self.clip:
+            clip = clip_per_tensor_ if self.clip_mode == "tensor" else clip_global_
+            return clip(self.parameters, self.clip)
+        return torch.stack(torch._foreach_norm([parameter.grad for parameter in self.parameters if parameter.grad is not None]))
+
+    def _finite(self, loss, norms):
+        """Whether loss and gradients are finite on every rank, as a 0-dim bool on the device."""
+        bad = ~(torch.isfinite(loss.detach()) & torch.isfinite(norms).all())
+        return self.world.all_sum(bad.to(torch.int64)) == 0
+
+
+def step_if(ok: Tensor, optimizer: torch.optim.Optimizer) -> None:
+    """`optimizer.step()` where the 0-dim bool `ok` holds, else nothing at all, moments and step counts included.
+
+    On a GPU the host does not look where the optimizer heeds `found_inf` (ours and fused Adam do).
+    """
+    if ok.device.type != "cpu" and heeds_found_inf(optimizer):
+        optimizer.grad_scale, optimizer.found_inf = None, (~ok).float()
+        optimizer.step()
+    elif ok:
+        optimizer.step()
+
+
+def heeds_found_inf(optimizer: torch.optim.Optimizer) -> bool:
+    """Whether a step with `optimizer.found_inf` = 1 leaves every weight and moment alone."""
+    fused_adam = isinstance(optimizer, (torch.optim.Adam, torch.optim.AdamW)) and bool(optimizer.defaults.get("fused"))
+    return fused_adam or isinstance(optimizer, SGD)
+
+
+class _BatchStatistics:
+    """The running statistics of batch norm as they were before the forward pass."""
+
+    def __init__(self, module):
+        self.buffers = [buffer for part in module.modules() if isinstance(part, _BatchNorm) for buffer in part.buffers(recurse=False)]
+        self.before = [buffer.clone() for buffer in self.buffers]
+
+    def restore_unless(self, ok):
+        for buffer, before in zip(self.buffers, self.before):
+            buffer.copy_(torch.where(ok, buffer, before))

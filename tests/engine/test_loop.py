@@ -1,0 +1,158 @@
+"""The loop: duties, interruption, exact continuation."""
+
+import dataclasses
+import json
+import os
+import signal
+
+import numpy
+import pytest
+import torch
+from engine.tiny_method import Stream, trainer
+
+from maskwise.engine import loop
+from maskwise.engine.checkpoint import Checkpoints
+from maskwise.engine.journal import Journal, read_metrics
+from maskwise.functional.errors import UserError
+
+TIMING = {"img_s", "data_wait", "seconds"}
+
+
+@dataclasses.dataclass
+class Report:
+    numbers: dict
+
+    def save(self, path):
+        path.write_text(json.dumps(self.numbers))
+
+
+def knn(method):
+    torch.randn(3)
+    return Report({"top1": float(method.center.sum()), "draw": float(torch.rand(()))})
+
+
+def run(folder, *, total=12, on_batch=lambda step: None, stream=None, tensorboard=False, save_every=5, world_trainer=None, evaluations=None, **options):
+    it = world_trainer or trainer(total)
+    journal = Journal(folder, total, quiet=True, tensorboard=tensorboard)
+    result = loop.fit(
+        it, stream or (lambda start: Stream(start, total, on_batch)), lambda batch: (batch.global_crops, batch.local_crops), journal,
+        Checkpoints(folder, encoder_spec={"name": "tiny"}), {"knn": knn} if evaluations is None else evaluations,
+        log_every=2, save_every=save_every, evaluate_every=4, **options,
+    )
+    return result, it
+
+
+def lines(folder):
+    return [{key: value for key, value in line.items() if key not in TIMING} for line in read_metrics(folder / "metrics.jsonl")]
+
+
+def same(one, two):
+    return all(a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a) for a, b in zip(one.tensors(), two.tensors()))
+
+
+def interrupt(at, number):
+    return lambda step: os.kill(os.getpid(), number) if step == at else None
+
+
+def test_a_run_leaves_what_it_owes(tmp_path):
+    result, it = run(tmp_path, pictures=lambda method, batch: {"sheet": numpy.zeros((2, 2, 3), numpy.uint8)}, pictures_every=8, tensorboard=True)
+    assert result == {"status": "complete", "step": 12, "skipped": 0}
+    logged = lines(tmp_path)
+    assert [line["step"] for line in logged if "loss" in line] == [2, 4, 6, 8, 10, 12]
+    assert [line["step"] for line in logged if "report" in line] == [4, 8, 12]
+    assert {"epoch", "cls", "lr", "wd", "momentum", "skipped", "grad_norm"} <= logged[0].keys()
+    assert logged[0]["lr"] == it.lr(1) and logged[0]["epoch"] == 0
+    assert sorted(os.listdir(tmp_path / "checkpoints")) == ["last", "step_00000010", "step_00000012"]
+    assert sorted(os.listdir(tmp_path / "pictures")) == ["sheet_step_00000008.png", "sheet_step_00000012.png"]
+    assert len(os.listdir(tmp_path / "reports")) == 3
+
+
+def test_a_finished_run_answers_complete_without_work(tmp_path):
+    run(tmp_path)
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
+    assert run(tmp_path, stream=lambda start: pytest.fail("work"))[0]["status"] == "complete"
+    assert before == {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT])
+@pytest.mark.parametrize("at", [0, 3, 6])
+def test_interrupted_and_continued_equals_uninterrupted(tmp_path, number, at):
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    whole.mkdir(), broken.mkdir()
+    _, one = run(whole)
+    handlers = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGCHLD)
+    result, _ = run(broken, on_batch=interrupt(at, number))
+    assert result == {"status": "preempted", "step": at + 1, "skipped": 0} and (broken / "preempted").exists()
+    assert handlers == (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGCHLD))
+    result, two = run(broken)
+    assert result["status"] == "complete" and not (broken / "preempted").exists()
+    assert same(one, two) and lines(whole) == lines(broken)
+
+
+def test_a_crash_after_the_checkpoint_continues_exactly(tmp_path):
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    whole.mkdir(), broken.mkdir()
+    _, one = run(whole)
+
+    def crash(step):
+        if step == 8:
+            raise UserError("corrupt data")
+
+    with pytest.raises(UserError, match="corrupt data"):
+        run(broken, on_batch=crash)
+    assert lines(broken)[-1]["step"] == 8
+    _, two = run(broken)
+    assert same(one, two) and lines(whole) == lines(broken)
+
+
+def test_an_interruption_in_the_last_step_still_completes(tmp_path):
+    result, _ = run(tmp_path, on_batch=interrupt(11, signal.SIGTERM))
+    assert result["status"] == "complete" and lines(tmp_path)[-1]["report"] == "knn" and not (tmp_path / "preempted").exists()
+
+
+def test_the_second_ctrl_c_interrupts_at_once(tmp_path):
+    def twice(step):
+        for _ in range(2):
+            signal.raise_signal(signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path, on_batch=twice)
+
+
+def test_evaluations_move_no_random_state(tmp_path):
+    torch.manual_seed(1)
+    it = trainer(4)
+    torch.manual_seed(1)
+    expected = torch.rand(1)
+    torch.manual_seed(1)
+    run(tmp_path, total=4, world_trainer=it)
+    assert torch.equal(torch.rand(1), expected)
+
+
+def test_a_damaged_checkpoint_goes_back_one_and_arrives_at_the_same(tmp_path):
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    whole.mkdir(), broken.mkdir()
+    _, one = run(whole)
+    run(broken, on_batch=interrupt(7, signal.SIGTERM))
+    (broken / "checkpoints" / "step_00000008" / "model.safetensors").write_bytes(b"x")
+    _, two = run(broken)
+    assert same(one, two) and lines(whole) == lines(broken)
+
+
+def test_nothing_finite_any_more_stops_the_run_in_one_line(tmp_path, monkeypatch):
+    monkeypatch.setattr(loop, "HOPELESS", 4)
+    it = trainer(12)
+    before = {key: value.clone() for key, value in it.method.state_dict().items()}
+    it.method.student.encoder.trunk.weight.register_hook(lambda gradient: gradient * float("nan"))
+    with pytest.raises(UserError, match="the last 4 steps had a non-finite loss or gradient") as caught:
+        run(tmp_path, world_trainer=it)
+    assert "\n" not in str(caught.value)
+    assert all(torch.equal(before[key], value) for key, value in it.method.state_dict().items())
+    assert [line["alarm"][:7] for line in lines(tmp_path) if "alarm" in line] == ["2 of 2 ", "4 of 4 "]
+
+
+def test_replaced_images_are_listed(tmp_path):
+    stream = Stream(0, 4)
+    stream.corrupt["bad.jpg"] = "truncated"
+    run(tmp_path, total=4, stream=lambda start: stream)
+    assert (tmp_path / "unreadable_images.txt").read_text() == "bad.jpg\ttruncated\n"

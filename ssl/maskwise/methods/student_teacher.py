@@ -1,0 +1,207 @@
+"""What every student-teacher method shares: two networks, their centers, the teacher's targets and what is reported."""
+
+import copy
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from maskwise.functional import average, draws, schedules, targets
+from maskwise.functional.errors import UserError
+from maskwise.methods.masking import Hidden, Masking, NoMasking
+
+TARGETS = ("centering", "sinkhorn")
+
+
+class Network(nn.Module):
+    """An encoder and the projection head on top of it."""
+
+    def __init__(self, encoder: nn.Module, head: nn.Module):
+        super().__init__()
+        self.encoder = encoder
+        self.head = head
+
+
+class Views(NamedTuple):
+    """How a batch divides: samples B, global views G and local views L of each."""
+
+    samples: int
+    global_: int
+    local: int
+
+
+class StudentTeacher(nn.Module):
+    """A student, a teacher that is its moving average, and the running centers of the teacher's logits.
+
+    The teacher is a copy of the student without mask token, drop path or gradients; it stays in train mode, so that a
+    batch norm uses the batch. `forward` of the subclasses changes no buffer: the centers wait until `update_teacher`.
+    `all_sum` sums a tensor over ranks and `world_size` counts them; alone, neither is needed.
+    Raises UserError where masking, pooling and backbone do not fit each other.
+    """
+
+    def __init__(
+        self,
+        encoder: nn.Module,
+        head: nn.Module,
+        *,
+        student_temp: float = 0.1,
+        teacher_temp: float = 0.04,
+        warmup_teacher_temp: float = 0.04,
+        warmup_teacher_temp_epochs: int = 0,
+        center_momentum: float = 0.9,
+        lambda1: float = 1.0,
+        targets: str = "centering",
+        masking: Masking | None = None,
+        all_sum: Callable[[Tensor], Tensor] | None = None,
+        world_size: int = 1,
+        seed: int = 0,
+    ):
+        super().__init__()
+        masking = NoMasking() if masking is None else masking
+        if targets not in TARGETS:
+            raise UserError(f"method.targets={targets!r} is unknown: choose one of {', '.join(TARGETS)}")
+        if masking.needs_attention and not encoder.pooling.gives_attention:
+            raise UserError(
+                f"{type(masking).__name__} hides where the teacher looks, and the pooling {type(encoder.pooling).__name__} "
+                "gives no attention: choose a pooling that does (cls, simpool), or masking random or block"
+            )
+        self.hides = not isinstance(masking, NoMasking)
+        if self.hides and not encoder.backbone.has_mask_token:
+            raise UserError(f"{type(masking).__name__} hides patches and the backbone has no mask token: build it with mask_token=True")
+        self.student = Network(encoder, head)
+        self.teacher = copy.deepcopy(self.student)
+        self.teacher.encoder.backbone.freeze_as_teacher_()
+        self.teacher.requires_grad_(False)
+        self.masking = masking
+        self.student_temp = student_temp
+        self.teacher_temp = teacher_temp
+        self.warmup_teacher_temp = warmup_teacher_temp
+        self.warmup_teacher_temp_epochs = warmup_teacher_temp_epochs
+        self.center_momentum = center_momentum
+        self.lambda1 = lambda1
+        self.targets = targets
+        self.all_sum = all_sum or _alone
+        self.world_size = world_size
+        self.seed = seed
+        self.register_buffer("center", torch.zeros(head.prototypes))
+        self.register_buffer("patch_center", torch.zeros(head.patch_prototypes or head.prototypes))
+        self._waiting = None
+
+    def count_views(self, global_crops: Tensor, local_crops: Tensor | None, sample_ids: Tensor) -> Views:
+        """Return how the crops divide into views; raises UserError where no pair of different views exists."""
+        samples = len(sample_ids)
+        views = Views(samples, len(global_crops) // samples, 0 if local_crops is None else len(local_crops) // samples)
+        if views.global_ * (views.global_ + views.local - 1) == 0:
+            raise UserError("one global crop and no local crop leave no pair of views to compare: use two global crops, or add local crops")
+        return views
+
+    @torch.no_grad()
+    def look(self, global_crops: Tensor):
+        """Return the teacher's features of the whole, never masked, global crops; attention only where the masking asks."""
+        return self.teacher.encoder(global_crops, attention=self.masking.needs_attention)
+
+    def hide(self, features, views: Views, step: int, sample_ids: Tensor, start: bool = True) -> Hidden:
+        """Return the masks of the student's global crops, drawn from where the teacher looked; empty before the `start`."""
+        masking = self.masking if start else NoMasking()
+        device = features.pooled.device
+        return masking.draw(features.attention, features.grid, step=step, sample_ids=sample_ids, device=device, views=views.global_)
+
+    def study(self, global_crops: Tensor, local_crops: Tensor | None, hidden: Hidden, views: Views, step: int, sample_ids: Tensor):
+        """Return the student's features of the masked global crops and its pooled vectors of all views, [S * B, D]."""
+        encoder = self.student.encoder
+        mask = hidden.mask if encoder.backbone.has_mask_token else None
+        keys = self._drop_keys(step, sample_ids, 0, views.global_, global_crops.device)
+        features = encoder(global_crops, mask, attention=False, drop_key=keys)
+        if not views.local:
+            return features, features.pooled
+        keys = self._drop_keys(step, sample_ids, views.global_, views.local, global_crops.device)
+        local = encoder(local_crops, attention=False, drop_key=keys)
+        return features, torch.cat([features.pooled, local.pooled])
+
+    def _drop_keys(self, step: int, sample_ids: Tensor, first: int, count: int, device) -> Tensor:
+        view = torch.arange(first, first + count).repeat_interleave(len(sample_ids))
+        keys = draws.mix(draws.DROP_PATH, self.seed, step, sample_ids.cpu().repeat(count), view)
+        return keys.to(device, non_blocking=True)
+
+    def cls_temperature(self, epoch: int) -> float:
+        """Return the teacher's temperature of the image term in that epoch (attmask.md 1.6)."""
+        return schedules.temperature(epoch, self.warmup_teacher_temp, self.teacher_temp, self.warmup_teacher_temp_epochs)
+
+    @torch.no_grad()
+    def aim(self, logits: Tensor, center: Tensor, temp: float) -> Tensor:
+        """Turn teacher logits [n, K] into the probabilities the student is to match, [n, K]."""
+        if self.targets == "sinkhorn":
+            return targets.sinkhorn(logits, temp, all_sum=self.all_sum)
+        return targets.center_and_sharpen(logits, center, temp)
+
+    @torch.no_grad()
+    def remember(self, step: int, cls: Tensor, patches: Tensor | None = None) -> None:
+        """Keep the mean logits of this step, over all ranks, for the centers that `update_teacher` will set.
+
+        cls [n, d] and patches [m, d] are the teacher's bottlenecks; the last layer is linear without bias, so its
+        mean logits are those of the mean bottleneck and one sum of 2d numbers serves both. Further calls in the same
+        step (micro-batches of equal size) are averaged.
+        """
+        if self.targets == "sinkhorn":
+            return
+        kinds = [cls] if patches is None else [cls, patches]
+        means = self.all_sum(torch.cat([z.mean(dim=0) for z in kinds])) / self.world_size
+        head = self.teacher.head
+        logits = [classify(mean[None])[0] for classify, mean in zip((head.classify, head.classify_patches), means.split(cls.shape[1]))]
+        if self._waiting is not None and self._waiting[0] == step:
+            _, calls, sums = self._waiting
+            self._waiting = (step, calls + 1, [old + new for old, new in zip(sums, logits)])
+        else:
+            self._waiting = (step, 1, logits)
+
+    @torch.no_grad()
+    def update_teacher(self, momentum: float, ok: Tensor | None = None) -> None:
+        """Set the centers from the last forward and move the teacher, teacher <- momentum teacher + (1 - momentum) student.
+
+        `ok` is a 0-dim bool tensor on the device: where it is False nothing changes, and the host never reads it.
+        """
+        if self._waiting is not None:
+            _, calls, sums = self._waiting
+            for center, total in zip((self.center, self.patch_center), sums):
+                moved = targets.update_center(center, (total / calls).to(center.dtype), self.center_momentum)
+                center.copy_(moved if ok is None else torch.where(ok, moved, center))
+            self._waiting = None
+        average.ema_(dict(self.teacher.named_parameters()), dict(self.student.named_parameters()), momentum, ok)
+
+    @torch.no_grad()
+    def report(self, loss: Tensor, cls: Tensor, patch: Tensor, features, probs: Tensor, logits: Tensor, hidden: Hidden) -> dict[str, Tensor]:
+        """Return the method's answer: `loss` with its graph, the rest detached 0-dim tensors that nobody has read yet.
+
+        probs [G, B, K] are the teacher's, logits [S, B, K] the student's. teacher_entropy is the mean entropy of the
+        probs and teacher_spread the entropy of their mean, both in nats; agreement is the share of images whose
+        arg-max in the teacher's view 0 is the student's in view 1; feature_std, 1 for spread-out and 0 for collapsed
+        features, is the teacher's unit vectors' standard deviation times sqrt(D). All of this rank alone.
+        """
+        unit = F.normalize(wide(features.pooled), dim=-1)
+        return {
+            "loss": loss,
+            "cls": cls.detach(),
+            "patch": patch.detach(),
+            "teacher_entropy": torch.special.entr(probs).sum(dim=-1).mean(),
+            "teacher_spread": torch.special.entr(probs.mean(dim=(0, 1))).sum(),
+            "agreement": (probs[0].argmax(dim=-1) == logits[1].argmax(dim=-1)).to(probs.dtype).mean(),
+            "mask_share": torch.full((), hidden.count / hidden.mask.numel(), device=probs.device),
+            "feature_std": unit.std(dim=0, unbiased=False).mean() * math.sqrt(unit.shape[-1]),
+        }
+
+
+def full_precision(device_type: str):
+    """Return a context in which autocast is off: softmax and losses want float32."""
+    return torch.autocast(device_type, enabled=False)
+
+
+def wide(tensor: Tensor) -> Tensor:
+    """Return the tensor in float32 at least."""
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+
+
+def _alone(tensor: Tensor) -> Tensor:
+    return tensor

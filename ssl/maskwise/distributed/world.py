@@ -104,13 +104,8 @@ class World:
                     f"batch norm cannot be synchronised between {self.size} CPU ranks: use one rank, GPUs, or a model without batch norm"
                 )
             module = nn.SyncBatchNorm.convert_sync_batchnorm(module)
-        return nn.parallel.DistributedDataParallel(
-            module,
-            device_ids=[self.device] if self.device.type == "cuda" else None,
-            broadcast_buffers=False,
-            find_unused_parameters=False,
-            gradient_as_bucket_view=True,
-        )
+        # Without device_ids DDP leaves the inputs where they are: sample ids belong on the host.
+        return nn.parallel.DistributedDataParallel(module, broadcast_buffers=False, find_unused_parameters=False, gradient_as_bucket_view=True)
 
     def close(self) -> None:
         """Leave the process group, if there is one."""

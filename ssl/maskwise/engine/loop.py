@@ -41,11 +41,11 @@ def fit(trainer: Trainer, batches_from: Callable[[int], Iterator], augment: Call
         batches = ahead(stream, world.device)
         while trainer.step_index < total:
             with journal.waiting():
-                batch = next(batches)
-            seen = trainer.step(*augment(batch), sample_ids=batch.index)
+                batch, sample_ids = next(batches)
+            seen = trainer.step(*augment(batch), sample_ids=sample_ids)
             step, stop = trainer.step_index, world.any(interrupts.asked)
             last = step == total
-            journal.count(step, len(batch.index) * world.size)
+            journal.count(step, len(sample_ids) * world.size)
 
             if last or due(step, log_every):
                 line = journal.line(step, numbers(trainer, seen))
@@ -143,11 +143,11 @@ def paused(journal: Journal):
     journal.start_clock()
 
 
-def ahead(stream: Iterator, device: torch.device) -> Iterator:
-    """The batches on the device; on a GPU each is copied while the step before it runs."""
+def ahead(stream: Iterator, device: torch.device) -> Iterator[tuple]:
+    """The batches on the device, each with its sample ids on the host; on a GPU one is copied while the step before it runs."""
     if device.type != "cuda":
         for batch in stream:
-            yield batch.to(device)
+            yield batch.to(device), batch.index
         return
     side = torch.cuda.Stream(device)
     waiting = None
@@ -155,7 +155,7 @@ def ahead(stream: Iterator, device: torch.device) -> Iterator:
         # The copy waits for all steps issued so far, so memory it is given is free, and runs beside the step issued next.
         side.wait_stream(torch.cuda.current_stream(device))
         with torch.cuda.stream(side):
-            moved = batch.to(device)
+            moved = batch.to(device), batch.index
         if waiting is not None:
             yield waiting
         torch.cuda.current_stream(device).wait_stream(side)

@@ -48,7 +48,7 @@ class Trainer:
         """One full step on this rank's crops; returns detached 0-dim tensors and does not wait for a GPU.
 
         `global_crops` [2B,3,S,S] and `local_crops` [LB,3,s,s] are crop-major, normalised floats or uint8;
-        `sample_ids` [B] are dataset indices (default: position in the global batch). A step whose loss or reduced
+        `sample_ids` [B], on the host, are dataset indices (default: position in the global batch). A step whose loss or reduced
         gradients are not finite on any rank moves no weight, moment, buffer, teacher or center; it is counted in
         `.skipped` and the schedules go on. Order: attmask.md 1.7, 1.8.
         """
@@ -63,7 +63,7 @@ class Trainer:
             sample_ids = torch.arange(images) + self.world.rank * images
         statistics = _BatchStatistics(self.method)
         with torch.autocast(device.type, torch.bfloat16, enabled=self.precision == "bf16"):
-            seen = self.forward(*crops, step=step, epoch=epoch, sample_ids=sample_ids.to(device))
+            seen = self.forward(*crops, step=step, epoch=epoch, sample_ids=sample_ids)
         self.optimizer.zero_grad(set_to_none=True)
         seen["loss"].backward()
 

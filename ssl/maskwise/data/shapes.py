@@ -1,0 +1,229 @@
+"""Embedded data: one textured thing on a textured ground, with its class, box and mask; drawn from keys, no file is read.
+
+Brightness, contrast and spectrum tell nothing about where the thing is. The ground is the phase-randomised double of another
+texture of the same families: equal in every second-order statistic, different only in structure. So objectness has to
+be learned; it cannot be read off a patch's mean, variance or gradient.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import math
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from maskwise.functional import draws
+from maskwise.functional.errors import UserError
+
+CLASSES = (
+    "striped disc",
+    "chequered square",
+    "dotted triangle",
+    "ringed ellipse",
+    "bricked flower",
+    "zigzag star",
+    "crossed drop",
+    "triangled peanut",
+)
+SPLITS = ("train", "test")
+VERSION = 1  # part of the fingerprint: any change to the pictures raises it
+
+AREA = (0.12, 0.34)  # share of the image that the silhouette covers
+PERIOD = (0.10, 0.135)  # of the texture, as a share of the image's side
+CONTRAST = 0.2  # standard deviation of the texture, as a share of the way between the two colours
+
+_SCALARS = 40  # uniforms that describe one image, before those of the ground's phases
+
+
+class Shapes:
+    """Procedural images: `count` of them, `size` pixels square, a pure function of (seed, split, index).
+
+    `.labels` int64 [count], balanced; `.classes`; `.box(i)` int64 [4] = x0, y0, x1, y1, inclusive pixels; `.mask(i)` bool [H, W].
+    Raises UserError for a count, size or split that cannot be.
+    """
+
+    def __init__(self, count: int = 8192, size: int = 96, seed: int = 0, split: str = "train"):
+        if count < 1 or size < 32:
+            raise UserError(f"shapes: count = {count} and size = {size}, but at least 1 image of 32 pixels is needed; raise data.count or data.size")
+        if split not in SPLITS:
+            raise UserError(f"shapes: no split {split!r}; write one of {', '.join(SPLITS)}")
+        self.count, self.size, self.seed, self.split = count, size, seed, split
+        self.classes = list(CLASSES)
+        self.labels = torch.arange(count) % len(CLASSES)
+
+    def __len__(self) -> int:
+        return self.count
+
+    def name(self, i: int) -> str:
+        """A readable name of image i."""
+        return f"{self.split}/{i:06d} {CLASSES[i % len(CLASSES)]}"
+
+    def fingerprint(self) -> str:
+        """A hash of everything that decides the pictures -> 16 hexadecimal digits."""
+        text = f"shapes {VERSION} {self.count} {self.size} {self.seed} {self.split}"
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    def image(self, i: int) -> Tensor:
+        """Draw image i -> uint8 [3, size, size]."""
+        u, noise = self._uniforms(i, self.size * (self.size // 2 + 1))
+        cover, _ = _silhouette(self.size, i % len(CLASSES), u[:8])
+        period = self.size * (PERIOD[0] + (PERIOD[1] - PERIOD[0]) * u[8])
+        thing = _even(_texture(self.size, i % len(CLASSES), period, u[10:20]), period)
+        ground = _scrambled(_texture(self.size, int(u[9] * len(CLASSES)), period, u[20:30]), period, noise)
+        level = 0.5 + CONTRAST * (ground + cover * (thing - ground))
+        dark, light = _colours(u[30:36])
+        pixels = dark[:, None, None] + (light - dark)[:, None, None] * level
+        return torch.from_numpy(np.clip(pixels, 0, 255).astype(np.uint8))
+
+    def mask(self, i: int) -> Tensor:
+        """Where the thing of image i lies -> bool [size, size]."""
+        u, _ = self._uniforms(i, 0)
+        return torch.from_numpy(_silhouette(self.size, i % len(CLASSES), u[:8])[1])
+
+    def box(self, i: int) -> Tensor:
+        """The smallest box around the thing of image i -> int64 [4] = x0, y0, x1, y1, inclusive pixels."""
+        rows, columns = self.mask(i).nonzero(as_tuple=True)
+        return torch.stack([columns.min(), rows.min(), columns.max(), rows.max()])
+
+    def _uniforms(self, i: int, noise: int) -> tuple[np.ndarray, np.ndarray]:
+        if not 0 <= i < self.count:
+            raise IndexError(i)
+        key = draws.mix(draws.SHAPES, self.seed, SPLITS.index(self.split), i)
+        numbers = draws.uniform(key, _SCALARS + noise).numpy()
+        return numbers[:_SCALARS], numbers[_SCALARS:]
+
+
+@functools.lru_cache(maxsize=4)
+def _grid(size: int) -> tuple[np.ndarray, np.ndarray]:
+    line = np.arange(size, dtype=np.float32) + 0.5
+    return np.meshgrid(line, line, indexing="xy")
+
+
+@functools.lru_cache(maxsize=4)
+def _window(size: int) -> np.ndarray:
+    line = np.sin(np.pi * (np.arange(size, dtype=np.float32) + 0.5) / size) ** 2
+    return np.outer(line, line)
+
+
+def _radius(kind: int, angle: np.ndarray) -> np.ndarray:
+    """Outline of a silhouette in polar coordinates, up to scale."""
+
+    def polygon(corners: int) -> np.ndarray:
+        wedge = 2 * math.pi / corners
+        return 1 / np.cos(np.mod(angle, wedge) - wedge / 2)
+
+    if kind == 0:
+        return np.ones_like(angle)
+    if kind == 1:
+        return polygon(4)
+    if kind == 2:
+        return polygon(3)
+    if kind == 3:
+        return 1 / np.sqrt(np.cos(angle) ** 2 + (1.8 * np.sin(angle)) ** 2)
+    if kind == 4:
+        return 1 + 0.22 * np.cos(5 * angle)
+    if kind == 5:
+        return 1 + 0.34 * np.cos(4 * angle)
+    if kind == 6:
+        return 1 + 0.3 * np.cos(angle) + 0.12 * np.cos(2 * angle)
+    return 1 + 0.42 * np.cos(2 * angle)
+
+
+_TURN = np.linspace(0, 2 * math.pi, 720, endpoint=False, dtype=np.float32)
+
+
+@functools.lru_cache(maxsize=len(CLASSES))
+def _outline(kind: int) -> tuple[np.ndarray, float]:
+    radius = _radius(kind, _TURN)
+    return radius, float((radius**2).mean() * math.pi)  # and the area inside
+
+
+def _silhouette(size: int, kind: int, u: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """A turned, scaled, off-centre silhouette -> soft cover in [0, 1] and bool mask, [size, size]."""
+    radius, area = _outline(kind)
+    scale = size * math.sqrt((AREA[0] + (AREA[1] - AREA[0]) * u[0]) / area)
+    turn = 2 * math.pi * u[1]
+    x, y = scale * radius * np.cos(_TURN + turn), scale * radius * np.sin(_TURN + turn)
+    place = []
+    for low, high, side, far in ((x.min(), x.max(), u[2], u[3]), (y.min(), y.max(), u[4], u[5])):
+        slack = (size - 2 - (high - low)) / 2
+        offset = (1 if side < 0.5 else -1) * slack * (0.4 + 0.6 * far)
+        place.append(size / 2 - (low + high) / 2 + offset)
+    across, down = _grid(size)
+    across, down = across - np.float32(place[0]), down - np.float32(place[1])
+    inside = scale * _radius(kind, np.arctan2(down, across) - np.float32(turn)) - np.hypot(across, down)
+    return np.clip(inside + 0.5, 0, 1), inside > 0
+
+
+def _texture(size: int, family: int, period: float, u: np.ndarray) -> np.ndarray:
+    """One of the texture families, turned, shifted and gently warped -> [size, size], mean 0."""
+    across, down = _grid(size)
+    turn = 2 * math.pi * u[0]
+    cos, sin = np.float32(math.cos(turn) / period), np.float32(math.sin(turn) / period)
+    bend = np.float32(2 * math.pi / size)
+    x = cos * across + sin * down + np.float32(u[1]) + np.float32(0.25) * np.sin(bend * down * (1 + u[3]) + 6.28 * u[4], dtype=np.float32)
+    y = cos * down - sin * across + np.float32(u[2]) + np.float32(0.25) * np.sin(bend * across * (1 + u[5]) + 6.28 * u[6], dtype=np.float32)
+    field = np.tanh(3 * _pattern(family, x, y))
+    return field - field.mean()
+
+
+def _wave(x: np.ndarray) -> np.ndarray:
+    return np.cos(np.float32(2 * math.pi) * x)
+
+
+def _cell(x: np.ndarray) -> np.ndarray:
+    return np.abs(x - np.round(x))  # distance to the nearest lattice line, in periods
+
+
+def _pattern(family: int, x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """A signed field of about unit size and unit period; its sign is the texture."""
+    if family == 0:
+        return _wave(x)
+    if family == 1:
+        return 2 * _wave(x / 1.4) * _wave(y / 1.4)
+    if family == 2:
+        half, tall = x / 2, 0.866 * y
+        return _wave(x) + _wave(half + tall) + _wave(half - tall)
+    if family == 3:
+        x, y = x / 1.4, y / 1.4
+        return 12 * (0.11 - np.abs(np.hypot(_cell(x), _cell(y)) - 0.3))
+    if family == 4:
+        row = np.round(y / 0.9)
+        return 8 * (0.12 - np.minimum(_cell(x / 1.8 + row / 2), 0.5 - _cell(y / 0.9)))
+    if family == 5:
+        return _wave(y + 1.2 * _cell(x / 1.6))
+    if family == 6:
+        x, y = _cell(x / 1.4), _cell(y / 1.4)
+        return 8 * np.minimum(0.13 - np.minimum(x, y), 0.4 - np.maximum(x, y))
+    return 4 * np.sin(math.pi * x) * np.sin(math.pi * (x / 2 + 0.866 * y)) * np.sin(math.pi * (x / 2 - 0.866 * y))
+
+
+def _scrambled(field: np.ndarray, period: float, u: np.ndarray) -> np.ndarray:
+    """A field with the (windowed) power spectrum of `field` and random phases -> [size, size], mean 0, deviation 1."""
+    size = len(field)
+    amplitude = np.abs(np.fft.rfft2(field * _window(size)))
+    amplitude[0, 0] = 0
+    phase = np.float32(2 * math.pi) * u.astype(np.float32).reshape(amplitude.shape)
+    field = np.fft.irfft2(amplitude * (np.cos(phase) + 1j * np.sin(phase)), s=(size, size)).astype(np.float32)
+    return _even(field, period)
+
+
+def _even(field: np.ndarray, period: float) -> np.ndarray:
+    """Give a field of mean 0 the same contrast everywhere, in windows of one period -> deviation 1."""
+    reach = max(1, round(0.5 * period))
+    width = 2 * reach + 1
+    total = np.pad(np.pad(field * field, reach, mode="reflect").cumsum(0).cumsum(1), ((1, 0), (1, 0)))
+    power = total[width:, width:] - total[:-width, width:] - total[width:, :-width] + total[:-width, :-width]
+    field = field / np.sqrt(power / width**2 + np.float32(0.05) * field.var())
+    return field / field.std()
+
+
+def _colours(u: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Two colours of clearly different brightness, shared by thing and ground -> float32 [3], [3] in grey levels."""
+    grey = 128 + 40 * (u[0] - 0.5)
+    tint = 110 * (u[1:4] - 0.5)
+    step = 75 * (1 + 0.5 * (u[3:6] - 0.5))
+    return (grey + tint - step).astype(np.float32), (grey + tint + step).astype(np.float32)

@@ -16,7 +16,7 @@ def test_a_falling_loss_is_healthy():
 
 def test_a_loss_stuck_at_ln_k_says_so_once_and_after_its_patience():
     (text,) = alarms({"step": 10 * i, "cls": math.log(1000) + 0.01, "teacher_entropy": 3.0} for i in range(60))
-    assert "ln K = 6.91" in text and "method.teacher_temp" in text
+    assert "ln K = 6.91" in text and "teacher.temp" in text
     assert alarms({"step": 10 * i, "cls": math.log(1000)} for i in range(10)) == []
 
 

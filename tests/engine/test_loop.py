@@ -4,12 +4,18 @@ import dataclasses
 import json
 import os
 import signal
+import socket
+import subprocess
+import sys
+import threading
+from pathlib import Path
 
 import numpy
 import pytest
 import torch
 from engine.tiny_method import Stream, trainer
 
+from maskwise.distributed.world import World
 from maskwise.engine import loop
 from maskwise.engine.checkpoint import Checkpoints
 from maskwise.engine.journal import Journal, read_metrics
@@ -151,8 +157,47 @@ def test_nothing_finite_any_more_stops_the_run_in_one_line(tmp_path, monkeypatch
     assert [line["alarm"][:7] for line in lines(tmp_path) if "alarm" in line] == ["2 of 2 ", "4 of 4 "]
 
 
+def test_one_rank_is_told_and_all_stop_at_the_same_step(tmp_path):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    for expected in ("preempted 4", "complete 12"):
+        children = []
+        for rank in range(2):
+            environment = {"PYTHONPATH": os.pathsep.join(sys.path), "RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+            children.append(subprocess.Popen([sys.executable, __file__, str(tmp_path)], env={**os.environ, **environment}, stdout=subprocess.PIPE, text=True))
+        assert [child.communicate(timeout=120)[0].strip() for child in children] == [expected] * 2
+    assert [line["step"] for line in lines(tmp_path) if "loss" in line] == [2, 4, 6, 8, 10, 12]
+
+
+def test_a_thread_that_may_not_listen_to_signals_trains_all_the_same(tmp_path):
+    results = []
+    thread = threading.Thread(target=lambda: results.append(run(tmp_path, total=2)[0]["status"]))
+    thread.start(), thread.join()
+    assert results == ["complete"]
+
+
 def test_replaced_images_are_listed(tmp_path):
     stream = Stream(0, 4)
     stream.corrupt["bad.jpg"] = "truncated"
     run(tmp_path, total=4, stream=lambda start: stream)
     assert (tmp_path / "unreadable_images.txt").read_text() == "bad.jpg\ttruncated\n"
+
+
+def rank_of_two(folder):
+    world = World.start("cpu")
+    first = not (folder / "checkpoints").exists()
+    world.barrier()
+    told = interrupt(3, signal.SIGTERM) if first and world.rank == 1 else lambda step: None
+    it = trainer(12, world=world)
+    journal = Journal(folder, 12, quiet=True, tensorboard=False, main=world.is_main)
+    result = loop.fit(
+        it, lambda start: Stream(start, 12, told), lambda batch: (batch.global_crops, batch.local_crops), journal,
+        Checkpoints(folder, world=world), {}, log_every=2, save_every=5,
+    )
+    print(result["status"], result["step"])
+    world.close()
+
+
+if __name__ == "__main__":
+    rank_of_two(Path(sys.argv[1]))

@@ -32,11 +32,11 @@ class Health:
             return alarms
         for kind, wrong, text in (
             ("stuck", self._stuck, f"the loss has stood at ln K = {self.ceiling:.2f} for {{steps}} steps, the student tells nothing apart: "
-             "lower method.teacher_temp, raise optimizer.lr or shorten its warm-up"),
-            ("point", self._one_prototype, "the teacher puts every image on one prototype (entropy and loss near 0): raise method.teacher_temp, "
+             "lower teacher.temp, raise optimizer.lr or lower optimizer.warmup_epochs"),
+            ("point", self._one_prototype, "the teacher puts every image on one prototype (entropy and loss near 0): raise teacher.temp, "
              "lower method.center_momentum, or raise teacher.momentum"),
             ("uniform", self._uniform, f"the teacher's entropy has stood at its ceiling ln K = {self.ceiling:.2f} for {{steps}} steps, its targets say nothing: "
-             "lower method.teacher_temp, or raise teacher.momentum"),
+             "lower teacher.temp, or raise teacher.momentum"),
         ):
             if kind not in self.said and wrong():
                 self.said.add(kind)

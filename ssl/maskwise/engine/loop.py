@@ -3,6 +3,7 @@
 import contextlib
 import os
 import signal
+import threading
 from collections.abc import Callable, Iterator
 
 import torch
@@ -171,8 +172,9 @@ class Interrupts:
         self.asked, self.owner, self.former = False, os.getpid(), {}
 
     def __enter__(self) -> "Interrupts":
+        listens = threading.current_thread() is threading.main_thread()  # Python lets no other thread handle signals
         for name in ("SIGTERM", "SIGUSR1", "SIGINT"):
-            if hasattr(signal, name):
+            if listens and hasattr(signal, name):
                 number = getattr(signal, name)
                 self.former[number] = signal.signal(number, self._ask)
         return self

@@ -30,6 +30,7 @@ class Trainer:
         self.steps_per_epoch, self.total_steps = steps_per_epoch, total_steps
         self.clip, self.clip_mode, self.freeze_last_layer, self.precision = clip, clip_mode, freeze_last_layer, precision
         self.forward = world.wrap(method)
+        self.statistics = [buffer for part in method.modules() if isinstance(part, _BatchNorm) for buffer in part.buffers(recurse=False)]
         self.step_index = 0
         self.skipped = torch.zeros((), dtype=torch.int64, device=world.device)
         self.skipped_in_a_row = torch.zeros_like(self.skipped)
@@ -61,7 +62,7 @@ class Trainer:
         if sample_ids is None:
             images = len(global_crops) // 2
             sample_ids = torch.arange(images) + self.world.rank * images
-        statistics = _BatchStatistics(self.method)
+        statistics = [buffer.clone() for buffer in self.statistics]
         with torch.autocast(device.type, torch.bfloat16, enabled=self.precision == "bf16"):
             seen = self.forward(*crops, step=step, epoch=epoch, sample_ids=sample_ids)
         self.optimizer.zero_grad(set_to_none=True)
@@ -74,7 +75,8 @@ class Trainer:
                 if "last_layer" in self.names[parameter]:
                     parameter.grad = None
         step_if(ok, self.optimizer)
-        statistics.restore_unless(ok)
+        for buffer, before in zip(self.statistics, statistics):
+            buffer.copy_(torch.where(ok, buffer, before))
         self.method.update_teacher(self.momentum(step), ok)
         self.skipped += ~ok
         self.skipped_in_a_row = torch.where(ok, 0, self.skipped_in_a_row + 1)
@@ -147,15 +149,3 @@ def heeds_found_inf(optimizer: torch.optim.Optimizer) -> bool:
     """Whether a step with `optimizer.found_inf` = 1 leaves every weight and moment alone."""
     fused_adam = isinstance(optimizer, (torch.optim.Adam, torch.optim.AdamW)) and bool(optimizer.defaults.get("fused"))
     return fused_adam or isinstance(optimizer, SGD)
-
-
-class _BatchStatistics:
-    """The running statistics of batch norm as they were before the forward pass."""
-
-    def __init__(self, module):
-        self.buffers = [buffer for part in module.modules() if isinstance(part, _BatchNorm) for buffer in part.buffers(recurse=False)]
-        self.before = [buffer.clone() for buffer in self.buffers]
-
-    def restore_unless(self, ok):
-        for buffer, before in zip(self.buffers, self.before):
-            buffer.copy_(torch.where(ok, buffer, before))

@@ -1,0 +1,94 @@
+import numpy as np
+import pytest
+import torch
+from maskwise.functional import resample
+from maskwise.functional.errors import UserError
+
+
+def table():
+    a, b = torch.arange(14.0)[:, None], torch.arange(14.0)
+    return torch.sin(0.3 * a + 0.5 * b).reshape(1, 196, 1)
+
+
+GOLDEN = {  # A.5
+    ("offset", 6): {(0, 0): 0.433330, (1, 1): 0.721462, (2, 3): -0.817902, (5, 5): -0.304783},
+    ("size", 6): {(0, 0): 0.448185, (1, 1): 0.675463, (2, 3): -0.766352, (5, 5): -0.484048},
+    ("offset", 30): {(0, 0): -0.084082, (1, 1): 0.118816, (2, 3): 0.686228, (29, 29): -0.884644},
+    ("size", 30): {(0, 0): -0.084016, (1, 1): 0.120271, (2, 3): 0.689558, (29, 29): -0.888530},
+}
+
+
+@pytest.mark.parametrize("mode, size", GOLDEN)
+def test_golden_values(mode, size):
+    """A.5, fact 23: six printed digits, float32."""
+    found = resample.position_table(table(), (14, 14), (size, size), mode).view(size, size)
+    for place, value in GOLDEN[mode, size].items():
+        assert found[place].item() == pytest.approx(value, abs=1e-6)
+
+
+def cubic(x, a=-0.75):
+    x = abs(x)
+    if x <= 1:
+        return (a + 2) * x**3 - (a + 3) * x**2 + 1
+    return a * x**3 - 5 * a * x**2 + 8 * a * x - 4 * a if x < 2 else 0.0
+
+
+def line_weights(old, new, step):
+    """Bicubic weights of one axis [new, old], in double precision, edges repeated."""
+    weights = np.zeros((new, old))
+    for i in range(new):
+        place = (i + 0.5) * step - 0.5
+        for j in range(int(np.floor(place)) - 1, int(np.floor(place)) + 3):
+            weights[i, min(max(j, 0), old - 1)] += cubic(place - j)
+    return weights
+
+
+@pytest.mark.parametrize("mode", ["offset", "size", "offset_always"])
+@pytest.mark.parametrize("old, new", [((14, 14), (6, 6)), ((14, 14), (5, 9)), ((4, 7), (14, 7)), ((14, 14), (7, 28))])
+def test_against_an_own_bicubic(mode, old, new):
+    values = torch.randn(1, old[0] * old[1], 3, dtype=torch.float64)
+    extra = 0.0 if mode == "size" else 0.1
+    rows, columns = (line_weights(o, n, o / (n + extra)) for o, n in zip(old, new))
+    expected = np.einsum("ip,jq,pqd->ijd", rows, columns, values.view(*old, 3).numpy()).reshape(1, -1, 3)
+    assert np.allclose(resample.position_table(values, old, new, mode).numpy(), expected, atol=1e-12)
+
+
+def test_the_native_grid_is_untouched_unless_asked_for():
+    """Fact 24."""
+    for mode in ("offset", "size"):
+        assert torch.equal(resample.position_table(table(), (14, 14), (14, 14), mode), table())
+    assert (resample.position_table(table(), (14, 14), (14, 14), "offset_always") - table()).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("side", range(1, 65))
+def test_the_offset_never_loses_a_row(side):
+    for old in (1, 7, 14, 16, 24, 37):
+        assert resample.position_table(torch.zeros(1, old * old, 1), (old, old), (side, side + 1)).shape[1] == side * (side + 1)
+
+
+def test_gradient_reaches_the_table():
+    values = torch.randn(1, 16, 2, requires_grad=True)
+    resample.position_table(values, (4, 4), (3, 3)).sum().backward()
+    assert values.grad.abs().sum() > 0
+
+
+def test_unknown_mode():
+    with pytest.raises(UserError, match="offset, size or offset_always"):
+        resample.position_table(table(), (14, 14), (6, 6), "linear")
+
+
+def test_resize_matches_pil():
+    from PIL import Image
+
+    pixels = np.random.default_rng(0).integers(0, 256, (40, 60, 3), dtype=np.uint8)
+    for size in ((16, 24), (80, 50), (40, 60)):
+        expected = np.asarray(Image.fromarray(pixels).resize(size[::-1], Image.Resampling.BICUBIC)).astype(int)
+        found = resample.resize_image(torch.from_numpy(pixels).permute(2, 0, 1), size)
+        assert found.dtype == torch.uint8
+        assert np.abs(found.permute(1, 2, 0).numpy().astype(int) - expected).max() <= 1
+
+
+def test_short_side():
+    assert resample.short_side((375, 500), 256) == (256, 341)
+    assert resample.short_side((500, 375), 256) == (341, 256)
+    assert resample.short_side((32, 32), 32) == (32, 32)

@@ -16,7 +16,6 @@ from maskwise.recipe_schema import REQUIRED, UNSET, Key, check_bounds, contradic
 from maskwise.recipe_text import Entry, Misread, Scalar, convert, parse, read, write
 
 SHIPPED = Path(__file__).parent / "configs"
-EMPTY: Mapping[str, Any] = MappingProxyType({})
 
 
 class Section:
@@ -31,13 +30,13 @@ class Section:
 
 @dataclass(frozen=True)
 class Data(Section):
-    """Where the images come from; test_* name the labelled images of the k-NN; corrupt_ceiling is a share of the images."""
+    """Where the images come from; test_* name the labelled images of the k-NN; corrupt_ceiling is a share of the images seen."""
 
     name: str = "folder"
     test_path: Optional[str] = None
     test_split: Optional[str] = None
-    corrupt_ceiling: float = 0.01
-    arguments: Mapping[str, Any] = field(default=EMPTY)
+    corrupt_ceiling: float = 0.05
+    arguments: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -63,7 +62,7 @@ class BackboneSection(Section):
     """A timm name and the arguments of `nn.Backbone`; image_size null means crops.global_size."""
 
     name: str = "vit_small_patch16_224"
-    arguments: Mapping[str, Any] = field(default=EMPTY)
+    arguments: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -72,7 +71,7 @@ class PoolingSection(Section):
 
     name: str = "cls"
     norm: Literal["after", "before"] = "after"
-    arguments: Mapping[str, Any] = field(default=EMPTY)
+    arguments: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -93,7 +92,7 @@ class MethodSection(Section):
     """A row of METHODS and its arguments; temperatures of the teacher are in section teacher."""
 
     name: str = "ibot"
-    arguments: Mapping[str, Any] = field(default=EMPTY)
+    arguments: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -101,7 +100,7 @@ class MaskingSection(Section):
     """A row of MASKINGS and its arguments."""
 
     name: str = "none"
-    arguments: Mapping[str, Any] = field(default=EMPTY)
+    arguments: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -130,7 +129,7 @@ class Optimizer(Section):
     clip: Optional[float] = 3.0
     clip_mode: Literal["tensor", "global"] = "tensor"
     freeze_last_layer: int = 1
-    arguments: Mapping[str, Any] = field(default=EMPTY)
+    arguments: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -162,7 +161,7 @@ class Speed(Section):
     """What changes the speed and, beyond rounding, nothing else; left out of the hash."""
 
     workers: Union[int, Literal["auto"]] = "auto"
-    cache: Literal["auto", "memory", "none"] = "auto"
+    cache: Literal["auto", "none"] = "auto"
     threads: Optional[int] = None
 
 
@@ -190,8 +189,8 @@ class Recipe:
     evaluate: Evaluate = field(default_factory=Evaluate)
     speed: Speed = field(default_factory=Speed)
     source: str = field(default="", compare=False)
-    values: Mapping[str, Any] = field(default=EMPTY, repr=False, compare=False)
-    origins: Mapping[str, str] = field(default=EMPTY, repr=False, compare=False)
+    values: Mapping[str, Any] = field(default_factory=dict, repr=False, compare=False)
+    origins: Mapping[str, str] = field(default_factory=dict, repr=False, compare=False)
 
     def origin(self, key: str) -> str:
         """Where the value of a dotted key was written: `file:line`, `command line` or `default`."""

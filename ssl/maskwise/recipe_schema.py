@@ -44,7 +44,7 @@ KINDS = {
 DEFAULTS = {"backbone.drop_path": 0.1}
 
 BOUNDS = {
-    "at least 0": (lambda v: v >= 0, "seed head.bottleneck optimizer.lr optimizer.min_lr optimizer.warmup_epochs optimizer.weight_decay optimizer.weight_decay_end "
+    "at least 0": (lambda v: v >= 0, "seed optimizer.min_lr optimizer.warmup_epochs optimizer.weight_decay optimizer.weight_decay_end "
                    "optimizer.clip optimizer.freeze_last_layer teacher.warmup_temp_epochs method.lambda1 method.lambda2 method.start_epoch crops.local_number crops.jitter "
                    "crops.blur_sigma evaluate.knn_every evaluate.pictures_every speed.workers"),
     "at least 1": (lambda v: v >= 1, "train.epochs train.steps train.batch_size train.log_every train.save_every train.keep crops.global_size crops.local_size "
@@ -84,9 +84,9 @@ def tables() -> dict[str, dict[str, type]]:
 def named(section: str, name: str) -> type:
     """The class that `name` names in a section: a row of its table, or `module:Name`; raises Unknown."""
     if section == "backbone":
-        import timm
+        from maskwise.nn import Backbone  # before timm, which it readies
 
-        from maskwise.nn import Backbone
+        import timm
 
         if not timm.is_model(name):
             near = nearest(name, timm.list_models())
@@ -110,30 +110,40 @@ def nearest(word: str, choices) -> str:
     return f"; did you mean `{near[0]}`?" if near else ""
 
 
+def parameters_of(maker) -> tuple[dict[str, inspect.Parameter], dict[str, object]]:
+    """The parameters of a class or function, those that a constructor hands on to its parents included, and their annotations."""
+    parameters: dict[str, inspect.Parameter] = {}
+    hints: dict[str, object] = {}
+    for each in [vars(cls)["__init__"] for cls in maker.__mro__ if "__init__" in vars(cls)] if inspect.isclass(maker) else [maker]:
+        own = [parameter for parameter in inspect.signature(each).parameters.values() if parameter.name != "self"]
+        try:
+            hints = {**typing.get_type_hints(each), **hints}
+        except (NameError, TypeError):
+            pass
+        for parameter in own:
+            if parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY):
+                parameters.setdefault(parameter.name, parameter)
+        if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in own):
+            break
+    return parameters, hints
+
+
 def constructor_keys(section: str, cls: type) -> dict[str, Key]:
     """The keys that the constructor of `cls` reads from a section."""
-    try:
-        hints = typing.get_type_hints(cls.__init__)
-    except (NameError, TypeError):
-        hints = {}
-    keys, open_ended = {}, False
-    for parameter in list(inspect.signature(cls).parameters.values()):
-        if parameter.kind in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL):
-            open_ended |= parameter.kind is parameter.VAR_KEYWORD
+    parameters, hints = parameters_of(cls)
+    keys = {}
+    for name, parameter in parameters.items():
+        if name in SUPPLIED[section]:
             continue
-        if parameter.name in SUPPLIED[section]:
-            continue
-        dotted = f"{section}.{parameter.name}"
+        dotted = f"{section}.{name}"
         default = REQUIRED if parameter.default is parameter.empty else DEFAULTS.get(dotted, parameter.default)
         if default is None:  # a class may leave a default to its subclasses
-            default = getattr(cls, f"default_{parameter.name}", None)
-        keys[parameter.name] = Key(KINDS.get(dotted) or kind_of(hints.get(parameter.name), default), default)
-    if section == "backbone" and open_ended:
+            default = getattr(cls, f"default_{name}", None)
+        keys[name] = Key(KINDS.get(dotted) or kind_of(hints.get(name), default), default)
+    if section == "backbone":
         from timm.models.vision_transformer import VisionTransformer
 
-        for name in inspect.signature(VisionTransformer).parameters:
-            if name not in OWN_TIMM and name not in keys:
-                keys[name] = Key(typing.Any, UNSET)
+        keys.update({name: Key(typing.Any, UNSET) for name in inspect.signature(VisionTransformer).parameters if name not in OWN_TIMM and name not in keys})
     return keys
 
 
@@ -166,13 +176,13 @@ def schema(sections: dict[str, type], names: dict[str, str]) -> tuple[dict[str, 
             classes[section] = named(section, names[section])
         except Unknown as error:
             unknown[section] = str(error)
-    reads = {section: set(inspect.signature(cls).parameters) for section, cls in classes.items()}
+    reads = {section: parameters_of(cls)[0] for section, cls in classes.items()}
     method_reads = reads.get("method", {"patch_temp", "warmup_patch_temp", "lambda2"})
     data_reads = reads.get("data", {"path", "split"})
     withheld = {
         *(f"teacher.{key}" for key in ("patch_temp", "warmup_patch_temp") if key not in method_reads),
         *(["head.patch_prototypes"] if "lambda2" not in method_reads else []),
-        *(f"data.test_{key}" for key in ("path", "split") if key not in data_reads),
+        *(f"data.test_{key}" for key in ("path", "split") if "path" not in data_reads),
     }
     for section, cls in sections.items():
         hints = typing.get_type_hints(cls)

@@ -123,7 +123,7 @@ def convert(value, kind) -> object:
     if kind is typing.Any:
         return plain(value)
     if origin in (typing.Union, types.UnionType):
-        for choice in typing.get_args(kind):
+        for choice in sorted(typing.get_args(kind), key=lambda each: each is not type(None)):
             try:
                 return convert(value, choice)
             except Misread:
@@ -150,7 +150,7 @@ def convert(value, kind) -> object:
 def scalar(value: Scalar, kind):
     text = value.text
     if kind is str:
-        return text if value.quoted or text.lower() not in NOTHING else Misread
+        return text if value.quoted or text.lower() not in NOTHING - {"none"} else Misread
     if value.quoted:
         return Misread
     if kind is type(None):

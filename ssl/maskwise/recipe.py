@@ -257,7 +257,9 @@ def read_recipe(path: str | Path, *overrides: str) -> Recipe:
         elif rule.default is not UNSET and key not in values:
             values[key] = rule.default
     if not mistakes:
-        mistakes = [f"{entries[key].origin if key in entries else source}: {key}: {why}" for key, why in contradictions(values)]
+        for concerned, why in contradictions(values):
+            written = [entries[key].origin for key in concerned.split() if key in entries]
+            mistakes.append(f"{written[0] if written else source}: {concerned.split()[0]}: {why}")
     if not mistakes and values["evaluate.knn_every"] and "evaluate.knn_every" in entries and not has_test(values):
         mistakes = [f"{entries['evaluate.knn_every'].origin}: evaluate.knn_every: k-NN needs labelled test images; give data.test_path or data.test_split, or 0"]
     if mistakes:
@@ -336,7 +338,7 @@ def with_names(entries: dict[str, Entry]) -> dict[str, Entry]:
     for key, entry in entries.items():
         if key in SECTIONS and isinstance(entry.value, Scalar):
             if entry.value.text:
-                plain[f"{key}.name"] = entry
+                plain[f"{key}.name" if hasattr(SECTIONS[key], "name") else key] = entry
         else:
             plain[key] = entry
     return plain

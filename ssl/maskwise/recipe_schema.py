@@ -208,6 +208,8 @@ def check_bounds(key: str, value) -> None:
 def unread(key: str, keys: dict[str, Key], sections) -> str:
     """The line for a key that nothing reads: nearest match, and what is accepted there."""
     section, _, name = key.partition(".")
+    if key in sections:
+        return "a section; write its keys below it, indented"
     if not name:
         homes = [each for each in keys if each.endswith("." + section)]
         if homes:
@@ -224,28 +226,28 @@ def unread(key: str, keys: dict[str, Key], sections) -> str:
 
 
 def contradictions(values: dict[str, object]) -> list[tuple[str, str]]:
-    """(key, what is wrong) for values that are fine alone and cannot stand together."""
+    """What is wrong with values that are fine alone and cannot stand together: (the keys concerned, the worst first; the text)."""
     get, found = values.get, []
     epochs = get("train.epochs")
     if get("train.steps") is None:
         for key, what in (("optimizer.warmup_epochs", "the learning-rate warm-up"), ("teacher.warmup_temp_epochs", "the temperature warm-up")):
             if get(key) > epochs:
-                found.append((key, f"{what} ({get(key):g} epochs) is longer than the run (train.epochs is {epochs}); shorten it or lengthen the run"))
+                found.append((f"{key} train.epochs", f"{what} ({get(key):g} epochs) is longer than the run (train.epochs is {epochs}); shorten it or lengthen the run"))
         if get("method.start_epoch", 0) >= epochs:
-            found.append(("method.start_epoch", f"masking would start at epoch {get('method.start_epoch')} of a run of {epochs}; start it earlier"))
+            found.append(("method.start_epoch train.epochs", f"masking would start at epoch {get('method.start_epoch')} of a run of {epochs}; start it earlier"))
     peak = get("optimizer.lr") * get("train.batch_size") / 256
     if get("optimizer.min_lr") > peak:
-        found.append(("optimizer.min_lr", f"{get('optimizer.min_lr'):g} is above the peak learning rate {peak:g} (optimizer.lr x train.batch_size / 256); lower it"))
+        text = f"{get('optimizer.min_lr'):g} is above the peak learning rate {peak:g} (optimizer.lr x train.batch_size / 256); lower it"
+        found.append(("optimizer.min_lr optimizer.lr train.batch_size", text))
     for key in ("crops.global_scale", "crops.local_scale", "crops.blur_sigma"):
         low, high = get(key)
         if low > high:
             found.append((key, f"runs from low to high, not [{low}, {high}]"))
-    found += patch_contradictions(values)
-    found += masking_contradictions(values)
-    return found
+    return found + patch_contradictions(values) + masking_contradictions(values)
 
 
 def patch_contradictions(values) -> list[tuple[str, str]]:
+    """Sizes that do not divide into patches; without backbone.patch_size the model's name tells the patch size."""
     patch = values.get("backbone.patch_size")
     if patch is None:
         inside = re.search(r"patch(\d+)", values["backbone.name"])
@@ -258,24 +260,24 @@ def patch_contradictions(values) -> list[tuple[str, str]]:
         for side in size if isinstance(size, tuple) else (size,):
             if side % patch:
                 near = max(patch, patch * round(side / patch))
-                found.append((key, f"{side} pixels are not a multiple of the patch size {patch}; take {near}"))
+                found.append((f"{key} backbone.patch_size backbone.name", f"{side} pixels are not a multiple of the patch size {patch}; take {near}"))
     return found
 
 
 def masking_contradictions(values) -> list[tuple[str, str]]:
+    """Ratios outside 0..1, and what masking and pooling ask of the attention."""
     found = []
-    ratio, var = values.get("masking.ratio"), values.get("masking.var")
-    if ratio is not None and var is not None:
-        pair = [each if isinstance(each, tuple) else (each,) for each in (ratio, var)]
-        if len(pair[0]) != len(pair[1]):
-            found.append(("masking.var", f"has {len(pair[1])} entries for the {len(pair[0])} of masking.ratio; give one for each"))
-        elif any(r - v < -1e-9 or r + v > 1 + 1e-9 for r, v in zip(*pair)):
-            found.append(("masking.var", f"masking.ratio {ratio} +- {var} leaves 0..1; narrow it"))
-    classless = values.get("backbone.class_token") is False
-    pooling = named("pooling", values["pooling.name"])
-    wants_class = "cls_attention" in getattr(pooling, "needs", ())
-    if wants_class and classless:
-        found.append(("pooling.name", f"`{values['pooling.name']}` needs a class token and backbone.class_token is false; use simpool, or keep the token"))
-    elif getattr(named("masking", values["masking.name"]), "needs_attention", False) and not getattr(pooling, "attends", True):
-        found.append(("masking.name", f"`{values['masking.name']}` hides what the teacher attends to, and pooling `{values['pooling.name']}` has no attention; use simpool or cls, or mask at random"))
+    ratio, var = (each if isinstance(each, tuple) else (each,) for each in (values.get("masking.ratio"), values.get("masking.var")))
+    if None not in (*ratio, *var):
+        if len(ratio) != len(var):
+            found.append(("masking.ratio masking.var", f"has {len(ratio)} entries and masking.var has {len(var)}; give as many"))
+        elif any(r - v < 0 or r + v > 1 for r, v in zip(ratio, var)):
+            found.append(("masking.var masking.ratio", f"masking.ratio {values['masking.ratio']} +- {values['masking.var']} leaves 0..1; narrow it"))
+    pooling, masking = values["pooling.name"], values["masking.name"]
+    row = named("pooling", pooling)
+    if "cls_attention" in getattr(row, "needs", ()) and values.get("backbone.class_token") is False:
+        found.append(("pooling.name backbone.class_token", f"`{pooling}` needs a class token and backbone.class_token is false; use simpool, or keep the token"))
+    elif getattr(named("masking", masking), "needs_attention", False) and not getattr(row, "attends", True):
+        text = f"`{masking}` hides what the teacher attends to, and pooling `{pooling}` has no attention; use simpool or cls, or mask at random"
+        found.append(("masking.name pooling.name", text))
     return found

@@ -1,0 +1,278 @@
+"""Recipes: what YAML is read as, how parents and the command line are laid over it, and what every mistake is told as."""
+
+import inspect
+import math
+from pathlib import Path
+
+import pytest
+
+from maskwise.functional.errors import UserError
+from maskwise.recipe import SHIPPED, Recipe, check_run, read_recipe
+from maskwise.recipe_schema import tables
+
+SMALL = "data: {name: shapes}\n"
+RECIPES = sorted(path.relative_to(SHIPPED).with_suffix("").as_posix() for path in SHIPPED.glob("*/*.yaml"))
+
+
+@pytest.fixture
+def recipe(tmp_path, monkeypatch):
+    """Read a recipe from text, under the short name r.yaml."""
+    monkeypatch.chdir(tmp_path)
+
+    def of(text: str, *overrides: str) -> Recipe:
+        Path("r.yaml").write_text(text)
+        return read_recipe("r.yaml", *overrides)
+
+    return of
+
+
+def told(recipe, text: str, *overrides: str) -> list[str]:
+    with pytest.raises(UserError) as caught:
+        recipe(text, *overrides)
+    return str(caught.value).splitlines()
+
+
+def test_an_empty_recipe_holds_the_published_values(recipe):
+    plain = recipe(SMALL)
+    assert (plain.crops.global_size, plain.crops.local_size, plain.crops.local_number) == (224, 96, 10)
+    assert (plain.teacher.momentum, plain.teacher.temp, plain.teacher.warmup_temp, plain.teacher.warmup_temp_epochs) == (0.996, 0.07, 0.04, 30)
+    assert (plain.optimizer.lr, plain.optimizer.min_lr, plain.optimizer.clip, plain.optimizer.keywords()["betas"]) == (5e-4, 1e-6, 3.0, (0.9, 0.999))
+    assert plain.backbone.name == "vit_small_patch16_224" and plain.backbone.keywords()["drop_path"] == 0.1
+    assert plain.head.keywords() == {"prototypes": 8192, "hidden": 2048, "bottleneck": 256, "layers": 3, "norm": None, "norm_last_layer": False, "patch_prototypes": None}
+
+
+@pytest.mark.parametrize(
+    "line, key, value",
+    [
+        ("train: {epochs: 1_000}", "train.epochs", 1000),
+        ("train: {epochs: 040}", "train.epochs", 40),  # YAML 1.1 reads 32
+        ("train: {epochs: 1e2}", "train.epochs", 100),
+        ("optimizer: {lr: 5e-4}", "optimizer.lr", 5e-4),  # YAML 1.1 reads text
+        ("optimizer: {lr: 1}", "optimizer.lr", 1.0),
+        ("optimizer: {lr: .5}", "optimizer.lr", 0.5),
+        ("optimizer: {clip: null}", "optimizer.clip", None),
+        ("optimizer: {clip: none}", "optimizer.clip", None),
+        ("head: {norm_last_layer: yes}", "head.norm_last_layer", True),
+        ("head: {norm_last_layer: off}", "head.norm_last_layer", False),
+        ("data: {name: folder, path: no}", "data.path", "no"),  # YAML 1.1 reads False
+        ("data: {name: folder, path: 2012-01-01}", "data.path", "2012-01-01"),  # ... a date
+        ("data: {name: folder, path: 1:30}", "data.path", "1:30"),  # ... ninety
+        ("data: {name: folder, path: 007}", "data.path", "007"),
+        ('data: {name: folder, path: "a: b"}', "data.path", "a: b"),
+        ("masking: none", "masking.name", "none"),
+        ("masking: {name: random, ratio: [0, .3], var: [0, 2e-1]}", "masking.var", (0.0, 0.2)),
+        ("backbone: {depth: 3, qk_norm: true}", "backbone.qk_norm", True),
+        ("backbone: {norm_layer: no}", "backbone.norm_layer", "no"),
+        ("speed: {workers: 3}", "speed.workers", 3),
+        ("speed: {workers: auto}", "speed.workers", "auto"),
+    ],
+)
+def test_values_are_read_as_their_key_wants_them(recipe, line, key, value):
+    read = recipe((SMALL if "data:" not in line else "") + line).values[key]
+    assert read == value and type(read) is type(value)
+
+
+@pytest.mark.parametrize(
+    "line, text",
+    [
+        ("train: {epochs: ten}", "r.yaml:2: train.epochs: expects a whole number, not `ten`"),
+        ("train: {epochs: 1.5}", "r.yaml:2: train.epochs: expects a whole number, not `1.5`"),
+        ('train: {epochs: "10"}', 'r.yaml:2: train.epochs: expects a whole number, not "10"'),
+        ("train: {epochs: [1]}", "r.yaml:2: train.epochs: expects a whole number, not [`1`]"),
+        ("train: {epochs: {a: 1}}", "r.yaml:2: train.epochs: expects a value or a list of values"),
+        ("train: {epochs: 0}", "r.yaml:2: train.epochs: must be at least 1, not 0"),
+        ("optimizer: {lr: .nan}", "r.yaml:2: optimizer.lr: expects a number, not `.nan`"),
+        ("optimizer: {lr: 1e999}", "r.yaml:2: optimizer.lr: expects a number, not `1e999`"),
+        ("optimizer: {lr: -1}", "r.yaml:2: optimizer.lr: must be above 0, not -1.0"),
+        ("optimizer: {clip_mode: tensr}", "r.yaml:2: optimizer.clip_mode: expects tensor or global, not `tensr`"),
+        ("crops: {global_scale: [.5]}", "r.yaml:2: crops.global_scale: expects a list of 2 numbers, not [`.5`]"),
+        ("crops: {global_scale: [.5, .2]}", "r.yaml:2: crops.global_scale: runs from low to high, not [0.5, 0.2]"),
+        ("crops: {local_size: 90}", "r.yaml:2: crops.local_size: 90 pixels are not a multiple of the patch size 16; take 96"),
+        ("crops: {global_size: 32, local_size: 16}\nbackbone: {patch_size: 5}",
+         "  r.yaml:2: crops.global_size: 32 pixels are not a multiple of the patch size 5; take 30"),
+        ("head: {norm_last_layer: 1}", "r.yaml:2: head.norm_last_layer: expects true or false, not `1`"),
+        ("evaluate: {k: []}", "r.yaml:2: evaluate.k: expects a list of whole numbers, not []"),
+        ("backbone: {name: vit_smal_patch16_224}",
+         "r.yaml:2: backbone.name: timm has no model `vit_smal_patch16_224`; did you mean `vit_small_patch16_224`?; `timm.list_models('vit_*')` lists them"),
+        ("masking: attmask_hihg",
+         "r.yaml:2: masking.name: no masking `attmask_hihg`; did you mean `attmask_high`?; there are "
+         "none, random, block, attmask_high, attmask_low, attmask_hint, and your own as module:Name"),
+        ("masking: {name: random, show_max: .1}",
+         "r.yaml:2: masking.show_max: nothing reads this key; section masking accepts name, ratio, var, prob, ratio_per"),
+        ("masking: {name: random, ratio: .9}", "r.yaml:2: masking.var: masking.ratio 0.9 +- 0.2 leaves 0..1; narrow it"),
+        ("masking: {name: random, ratio: [0, .3]}", "r.yaml:2: masking.ratio: has 2 entries and masking.var has 1; give as many"),
+        ("method: dino\nteacher: {patch_temp: .05}",
+         "r.yaml:3: teacher.patch_temp: nothing reads this key; "
+         "section teacher accepts momentum, momentum_end, temp, warmup_temp, warmup_temp_epochs"),
+        ("train: {epochs: 5}", "  r.yaml:2: optimizer.warmup_epochs: the learning-rate warm-up (10 epochs) is longer than the run (train.epochs is 5); shorten it or lengthen the run"),
+        ("trian: {epochs: 5}",
+         "r.yaml:2: trian.epochs: no section `trian`; did you mean `train`?; sections are seed, extends, data, crops, backbone, pooling, head, method, "
+         "masking, teacher, optimizer, train, evaluate, speed"),
+        ("optimizer: {name: sgd, betas: [.9, .99]}",
+         "r.yaml:2: optimizer.betas: nothing reads this key; section optimizer accepts name, lr, min_lr, warmup_epochs, weight_decay, weight_decay_end, clip, "
+         "clip_mode, freeze_last_layer, momentum"),
+        ("pooling: cls\nbackbone: {class_token: false}",
+         "r.yaml:2: pooling.name: `cls` needs a class token and backbone.class_token is false; use simpool, or keep the token"),
+        ("optimizer: {min_lr: 1}", "r.yaml:2: optimizer.min_lr: 1 is above the peak learning rate 0.0005 (optimizer.lr x train.batch_size / 256); lower it"),
+        ("method: {start_epoch: 100}", "r.yaml:2: method.start_epoch: masking would start at epoch 100 of a run of 100; start it earlier"),
+        ("train: 7", "r.yaml:2: train: a section; write its keys below it, indented"),
+        ("train: {epochs: 50}\ntrain: {steps: 5}", "r.yaml:3: section train: written twice, first at r.yaml:2; keep one"),
+        ("train:\n  epochs: 50\n  epochs: 60", "r.yaml:4: train.epochs: written twice, first at r.yaml:3; keep one"),
+        ("train: [epochs", "r.yaml:2: this is not YAML: expected ',' or ']', but got '<stream end>'"),
+        ("train:\n\tepochs: 5", "r.yaml:3: this is not YAML: found character '\\t' that cannot start any token"),
+    ],
+)  # fmt: skip
+def test_every_mistake_has_its_place_its_cause_and_what_is_accepted(recipe, line, text):
+    assert text in told(recipe, SMALL + line)
+
+
+def test_all_mistakes_are_told_at_once(recipe):
+    lines = told(recipe, "data: {name: folder}\ntrain: {epochs: x}\noptimiser:\n  lr: 1\nhead: {hiden: 3}", "seed=-1", "epochs=3", "what")
+    assert lines[0] == "r.yaml: 7 mistakes"
+    assert sorted(line.split(":")[0].strip() for line in lines[1:]) == ["command line"] * 3 + ["r.yaml"] * 4
+    assert any("did you mean `optimizer`?" in line for line in lines)
+    assert any("head.hiden: nothing reads this key; did you mean `hidden`?" in line for line in lines)
+    assert any(line == "  command line: epochs: no section `epochs`; did you mean `train.epochs`?" for line in lines)
+    assert any(line == "  command line: `what` is not section.key=value" for line in lines)
+    assert any(line == "  command line: seed: must be at least 0, not -1" for line in lines)
+    assert any(line == "  r.yaml: data.path: missing; write it into the recipe or give data.path=... on the command line" for line in lines)
+
+
+def test_a_temperature_warm_up_longer_than_the_run(recipe):
+    text = SMALL + "train:\n  epochs: 20\nteacher:\n  warmup_temp_epochs: 30\n"
+    assert told(recipe, text) == [
+        "r.yaml:5: teacher.warmup_temp_epochs: the temperature warm-up (30 epochs) is longer than the run (train.epochs is 20); shorten it or lengthen the run"
+    ]
+    with pytest.raises(UserError, match=r"^teacher.warmup_temp_epochs: the temperature warm-up \(30 epochs\) is longer than the run \(train.steps=40 is 2 epochs of 512 images\)"):
+        check_run(recipe(text, "train.steps=40", "train.batch_size=25", "optimizer.warmup_epochs=1"), images=512, world_size=1)
+
+
+def test_attention_masks_need_a_pooling_with_attention(recipe, monkeypatch):
+    monkeypatch.syspath_prepend(".")
+    Path("blind.py").write_text("class Mean:\n    needs = set()\n    attends = False\n    def __init__(self, dim): pass\n")
+    text = SMALL + "pooling: blind:Mean\nmasking: attmask_high\n"
+    assert told(recipe, text) == [
+        "r.yaml:3: masking.name: `attmask_high` hides what the teacher attends to, and pooling `blind:Mean` has no attention; use simpool or cls, or mask at random"
+    ]
+    assert recipe(text, "masking=random").pooling.name == "blind:Mean"
+    assert "cannot be imported" in told(recipe, SMALL + "pooling: blind:Maen")[0]
+
+
+def test_a_parent_gives_what_the_child_leaves_out(recipe):
+    Path("parent.yaml").write_text(SMALL + "masking: {name: attmask_hint, ratio: .4, show_max: .2}\ntrain: {epochs: 70}\n")
+    child = recipe("extends: parent.yaml\nmasking:\n  name: random\n", "train.keep=5")
+    assert child.masking.keywords() == {"ratio": 0.4, "var": 0.2, "prob": 0.5, "ratio_per": "view"}  # show_max went with its masking
+    assert child.train.epochs == 70
+    origins = [child.origin(key) for key in ("masking.ratio", "masking.name", "train.keep", "train.epochs", "seed")]
+    assert origins == ["parent.yaml:2", "r.yaml:3", "command line", "parent.yaml:3", "default"]
+    assert "show_max" in told(recipe, "extends: parent.yaml\nmasking: {name: random, show_max: .1}")[0]
+    ibot = recipe("extends: parent.yaml\nteacher: {patch_temp: .05}\nhead: {patch_prototypes: 64}\n", "method=dino", "masking=none")
+    assert "teacher.patch_temp" not in ibot.values and ibot.head.patch_prototypes is None
+
+
+def test_parents_that_cannot_be_had(recipe):
+    Path("a.yaml").write_text("extends: r.yaml\n")
+    assert told(recipe, "extends: a.yaml") == ["r.yaml: `extends` comes back to this file; break the circle"]
+    assert told(recipe, "seed: 1\nextends: nowhere.yaml")[0].startswith("r.yaml:2: extends: no recipe nowhere.yaml; shipped recipes: debug/tiny, ")
+    assert told(recipe, "extends: [a, b]") == ["r.yaml:1: extends: a recipe has one parent; name one file"]
+    assert recipe("extends: debug/tiny\n").train.batch_size == 8
+
+
+def test_what_is_not_a_recipe(recipe, tmp_path):
+    assert told(recipe, "- a\n- b\n") == ["r.yaml:1: a recipe is made of sections (`section:` and indented `key: value` lines)"]
+    Path("binary.yaml").write_bytes(b"\xff\xfe\x00\x01")
+    for name, text in (
+        ("binary.yaml", "binary.yaml is not a text file; a recipe is YAML in UTF-8"),
+        ("debug/tinny", "no recipe debug/tinny; did you mean `debug/tiny`?; shipped recipes: debug/tiny, "),
+        (str(tmp_path), f"{tmp_path} is a folder without a recipe.yaml; give a recipe file"),
+    ):
+        with pytest.raises(UserError) as caught:
+            read_recipe(name)
+        assert str(caught.value).startswith(text)
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_resolved_recipe_reads_back_equal(name, tmp_path):
+    first = read_recipe(name)
+    (tmp_path / "recipe.yaml").write_text(first.resolved_yaml())
+    again = read_recipe(tmp_path)
+    assert again == first and again.values == first.values and again.hash() == first.hash() and first.diff(again) == []
+    assert {"seed", "data.name", "train.epochs", "masking.name"} <= set(first.values)
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_shipped_recipes_begin_with_command_cost_and_result(name):
+    head = (SHIPPED / f"{name}.yaml").read_text().split("\n\n")[0]
+    assert all(f"\n#   {word}" in head for word in ("command", "cost", "result")) and f" {name} " in head
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_every_key_of_a_section_is_an_argument_of_what_it_names(name):
+    recipe = read_recipe(name)
+    for section, table in tables().items():
+        part = getattr(recipe, section)
+        row = table[part.name]
+        makers = [row] if inspect.isfunction(row) else [cls.__init__ for cls in row.__mro__]
+        accepted = {key for maker in makers for key in inspect.signature(maker).parameters}
+        assert set(part.keywords()) <= accepted, section
+
+
+def test_published_rows():
+    hint, ibot, dino = (read_recipe(f"pretrain/{name}_vits16") for name in ("attmask_hint", "ibot", "dino"))
+    assert hint.masking.keywords() == {"ratio": 0.3, "var": 0.2, "prob": 0.5, "ratio_per": "step", "show_max": 0.1}
+    assert (hint.train.epochs, hint.optimizer.lr * hint.train.batch_size / 256) == (100, pytest.approx(4.6875e-4))
+    assert ibot.masking.keywords() == {"ratio": (0.0, 0.3), "var": (0.0, 0.2), "prob": 1.0, "ratio_per": "view"}
+    assert (ibot.train.epochs, ibot.optimizer.lr * ibot.train.batch_size / 256) == (800, pytest.approx(2e-3))
+    assert (dino.head.prototypes, dino.head.norm_last_layer, dino.teacher.temp, dino.teacher.warmup_temp_epochs) == (65536, True, 0.04, 0)
+    assert (dino.crops.global_scale, dino.crops.local_scale, dino.crops.local_number) == ((0.4, 1.0), (0.05, 0.4), 8)
+
+
+def test_the_hash_and_the_diff_leave_speed_out():
+    tiny = read_recipe("debug/tiny")
+    fast, other = read_recipe("debug/tiny", "speed.workers=4"), read_recipe("debug/tiny", "train.epochs=3", "masking=random")
+    assert fast.hash() == tiny.hash() and tiny.diff(fast) == []
+    assert other.hash() != tiny.hash()
+    assert tiny.diff(other) == [
+        "masking.name: attmask_hint -> random", "masking.ratio_per: step -> view", "masking.show_max: 0.1 -> not set", "train.epochs: 2 -> 3",
+    ]  # fmt: skip
+
+
+def test_explained_names_every_origin():
+    lines = read_recipe("pretrain/attmask_hint_vits16", "train.epochs=90").explained().splitlines()
+    said = {line.split("#")[0].strip(): line.split("# ")[1] for line in lines if "#" in line}
+    assert said["epochs: 90"] == "command line" and said["hidden: 2048"] == "default"
+    assert said["show_max: 0.1"].startswith("configs/pretrain/attmask_hint_vits16.yaml:")
+    assert said["momentum: 0.996"].startswith("configs/pretrain/ibot_vits16.yaml:")
+    assert all("#" in line or line.endswith(":") for line in lines)
+
+
+@pytest.mark.parametrize(
+    "images, ranks, batch, text",
+    [
+        (3, 4, 8, "more ranks (4) than images (3); start fewer ranks or give more images"),
+        (100, 1, 128, "train.batch_size is 128 and there are only 100 images; give train.batch_size=100 or less, or more images"),
+        (100, 3, 64, "train.batch_size 64 (the global batch) does not divide over 3 ranks; give train.batch_size=63"),
+        (100, 4, 2, "train.batch_size 2 (the global batch) does not divide over 4 ranks; give train.batch_size=4"),
+    ],
+)
+def test_what_the_data_and_the_ranks_allow(images, ranks, batch, text):
+    recipe = read_recipe("debug/tiny", f"train.batch_size={batch}")
+    with pytest.raises(UserError) as caught:
+        check_run(recipe, images, ranks)
+    assert str(caught.value) == text
+    check_run(read_recipe("debug/tiny"), 64, 2)
+
+
+def test_evaluation_on_the_way_needs_test_images(recipe):
+    text = "data: {name: folder, path: x}\nevaluate: {knn_every: 5}\n"
+    assert told(recipe, text) == ["r.yaml:2: evaluate.knn_every: k-NN needs labelled test images; give data.test_path or data.test_split, or 0"]
+    assert recipe(text, "data.test_split=val").evaluate.knn_every == 5
+    assert recipe("data: {name: folder, path: x}\n").data.keywords()["path"] == "x"
+
+
+def test_numbers_keep_their_value_through_text(recipe):
+    value = math.pi / 1e7
+    first = recipe(SMALL, f"optimizer.lr={value!r}", "optimizer.min_lr=0")
+    assert first.optimizer.lr == value
+    Path("again.yaml").write_text(first.resolved_yaml())
+    assert read_recipe("again.yaml").optimizer.lr == value

@@ -15,6 +15,7 @@ from maskwise.evaluation.report import Report
 from maskwise.functional.errors import UserError
 
 _CELLS = 1 << 25  # entries of a similarity or vote matrix at a time: 128 MiB of float32
+_PIECE = 1 << 17  # bank rows on the device at a time
 _HEADLINE = 20  # the k of the published numbers (attmask.md 5.1)
 
 # images per class -> (k, first file of each run); AttMask's few-shot protocol, attmask.md 5.2
@@ -103,7 +104,7 @@ def nearest(bank: Tensor, queries: Tensor, k: int, device=None) -> tuple[Tensor,
     if not len(bank) or k < 1:
         raise UserError(f"k-NN with k = {k} on {len(bank)} images has nobody to ask; give at least one image and k >= 1")
     device = torch.device(device) if device is not None else queries.device
-    queries, piece = _unit(queries.to(device)), max(k, min(len(bank), 1 << 17))
+    queries, piece = _unit(queries.to(device)), max(k, min(len(bank), _PIECE))
     best, place = queries.new_empty(len(queries), 0), torch.empty(len(queries), 0, dtype=torch.int64, device=device)
     rows = max(1, _CELLS // piece)
     for start in range(0, len(bank), piece):

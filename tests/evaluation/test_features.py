@@ -1,0 +1,153 @@
+import random
+
+import numpy as np
+import pytest
+import torch
+from maskwise.data.decode import CorruptImage
+from maskwise.evaluation import features
+from maskwise.functional.errors import UserError
+
+
+class Images:
+    """Random images, every one of another size; some cannot be read."""
+
+    def __init__(self, n, broken=(), labels=True):
+        self.n, self.broken = n, broken
+        self.labels = torch.arange(n) % 4 if labels else None
+        self.classes = None
+
+    def __len__(self):
+        return self.n
+
+    def image(self, i):
+        if i in self.broken:
+            raise CorruptImage(self.name(i), "cut short")
+        return torch.randint(0, 256, (3, 8 + i % 5, 9 + i % 3), generator=torch.Generator().manual_seed(i), dtype=torch.uint8)
+
+    def name(self, i):
+        return f"image{i}"
+
+    def fingerprint(self):
+        return f"images {self.n}"
+
+
+class Net(torch.nn.Module):
+    """Two patches; batch norm and dropout show whether the mode is right."""
+
+    mean, std, dim = torch.tensor([0.4, 0.5, 0.6]), torch.tensor([0.2, 0.25, 0.3]), 6
+
+    def __init__(self, same_size=True):
+        super().__init__()
+        self.layer, self.norm, self.drop = torch.nn.Linear(96, 6), torch.nn.BatchNorm1d(6), torch.nn.Dropout(0.5)
+        self.same_size, self.seen = same_size, []
+
+    def transform(self, image):
+        return (image[:, :8, :8] if self.same_size else image).float() / 255
+
+    def forward(self, images, mask=None, *, attention=True, keys=False, layers=()):
+        self.seen.append((self.training, torch.is_grad_enabled(), torch.is_autocast_enabled("cpu"), len(images)))
+        patches = self.layer(images.flatten(1).view(len(images), 2, 96))
+        patches = self.drop(self.norm(patches.transpose(1, 2)).transpose(1, 2))
+        return type("Features", (), {"pooled": patches[:, 0], "patches": patches})()
+
+
+def test_rows_are_those_of_the_images_one_by_one():
+    net, data = Net(), Images(11)
+    bank = features.extract(net, data, batch_size=4)
+    net.eval()
+    alone = [net(net.transform(data.image(i))[None]) for i in range(11)]
+    assert torch.allclose(bank.pooled, torch.cat([one.pooled for one in alone]), atol=1e-6)
+    assert torch.allclose(bank.patch_mean, torch.cat([one.patches.mean(1) for one in alone]), atol=1e-6)
+    assert torch.equal(bank.labels, data.labels) and bank.index.tolist() == list(range(11))
+    assert len(bank) == 11 and not bank.corrupt and bank.seconds > 0 and not bank.pooled.requires_grad
+    assert features.extract(net, data, patch_means=False).patch_mean is None
+
+
+def test_modes_are_put_back_and_nothing_else_moves():
+    net = Net()
+    net.train()
+    net.drop.eval()
+    before = {name: value.clone() for name, value in net.state_dict().items()}
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        features.extract(net, Images(9), batch_size=4)
+    assert net.training and net.norm.training and not net.drop.training
+    assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
+    assert net.seen == [(False, False, False, 4), (False, False, False, 4), (False, False, False, 1)]
+
+
+def test_modes_are_put_back_after_a_failure():
+    net, data = Net(), Images(4)
+    net.train()
+    data.image = lambda i: 1 / 0
+    with pytest.raises(ZeroDivisionError):
+        features.extract(net, data)
+    assert net.training and net.norm.training
+
+
+def test_random_state_is_not_touched():
+    def state():
+        return random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()
+
+    net = Net()
+    before = state()
+    features.extract(net, Images(9), batch_size=2)
+    features.pixels(Images(9), 4)
+    assert state() == before
+
+
+def test_unreadable_images_are_left_out_and_listed():
+    bank = features.extract(Net(), Images(9, broken=(0, 4, 5)), batch_size=2)
+    assert bank.index.tolist() == [1, 2, 3, 6, 7, 8] and bank.labels.tolist() == [1, 2, 3, 2, 3, 0] and len(bank.pooled) == 6
+    assert bank.corrupt == {f"image{i}": "cut short" for i in (0, 4, 5)}
+    with pytest.raises(UserError, match="none of the 3 images can be read .*cut short"):
+        features.extract(Net(), Images(3, broken=(0, 1, 2)))
+
+
+def test_sets_without_labels_have_features_too():
+    assert features.extract(Net(), Images(3, labels=False)).labels is None
+
+
+def test_a_transform_without_one_size_is_explained():
+    with pytest.raises(UserError, match="different sizes"):
+        features.extract(Net(same_size=False), Images(6))
+
+
+class Rank:
+    """Rank r of 3; what it hands to gather is kept, and joined by the test."""
+
+    size = 3
+
+    def __init__(self, rank):
+        self.rank, self.parts = rank, []
+
+    def gather(self, tensor):
+        self.parts.append(tensor)
+        return tensor
+
+    def gather_objects(self, value):
+        return [value]
+
+
+def test_ranks_share_the_images_without_overlap():
+    net, data = Net(), Images(10)
+    ranks = [Rank(r) for r in range(3)]
+    rows = torch.cat([features.extract(net, data, world=rank).index for rank in ranks])
+    assert rows.sort().values.tolist() == list(range(10))
+    joined = torch.cat([rank.parts[1] for rank in ranks])[torch.argsort(rows)]
+    assert torch.allclose(joined, features.extract(net, data).pooled, atol=1e-6)
+    assert [len(rank.parts[0]) for rank in ranks] == [4, 3, 3]
+
+
+def test_pixels_are_resized_normalised_and_flat():
+    data = Images(5)
+    bank = features.pixels(data, 8, mean=Net.mean, std=Net.std)
+    assert bank.pooled.shape == (5, 192)
+    same = Images(1)
+    same.image = lambda i: torch.full((3, 4, 4), 102, dtype=torch.uint8)
+    assert torch.allclose(features.pixels(same, 2, mean=Net.mean, std=Net.std).pooled.view(3, 4)[:, 0], (0.4 - Net.mean) / Net.std, atol=1e-6)
+
+
+def test_the_hash_knows_the_labels():
+    data, other = Images(6), Images(6)
+    other.labels = other.labels.flip(0)
+    assert len({features.fingerprint(one) for one in (data, other, Images(7), Images(6, labels=False))}) == 4

@@ -1,0 +1,9 @@
+"""Modules with weights: backbone, poolings, encoder, projection head."""
+
+from maskwise.nn.backbone import BACKBONES, Backbone
+from maskwise.nn.encoder import Encoder, encoder_from_spec
+from maskwise.nn.heads import ProjectionHead
+from maskwise.nn.pooling import CLS, POOLINGS, SimPool
+from maskwise.nn.tokens import Features, Pooled, Tokens
+
+__all__ = ["BACKBONES", "CLS", "POOLINGS", "Backbone", "Encoder", "Features", "Pooled", "ProjectionHead", "SimPool", "Tokens", "encoder_from_spec"]

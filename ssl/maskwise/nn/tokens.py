@@ -1,0 +1,49 @@
+"""The three values that pass through an encoder: tokens, what a pooling makes of them, features."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+
+@dataclass
+class Tokens:
+    """What a backbone gives, before the final norm.
+
+    patches [B, N, D] row-major over grid (h, w); prefix [B, P, D], the class token first where there is one, then
+    registers; cls_attention [B, H, N], the class token's softmax row of the last block, patch columns only (its sum is
+    below 1); keys [B, N, D] of the last block, heads side by side; stages, one [B, P + N, D] for each block asked for.
+    """
+
+    patches: Tensor
+    prefix: Tensor
+    grid: tuple[int, int]
+    cls_attention: Tensor | None = None
+    keys: Tensor | None = None
+    stages: tuple[Tensor, ...] | None = None
+
+
+@dataclass
+class Pooled:
+    """What a pooling gives: vector [B, D], the attention [B, H, N] that made it or None, further vectors [B, k, D] or None."""
+
+    vector: Tensor
+    attention: Tensor | None
+    vectors: Tensor | None = None
+
+
+@dataclass
+class Features:
+    """What an encoder gives.
+
+    pooled [B, D]; patches [B, N, D] after the final norm; attention [B, H, N] of the pooling, neither averaged nor
+    renormalised, or None; grid (h, w); keys [B, N, D] and layers (one [B, P + N, D] each, after the final norm) if asked for.
+    """
+
+    pooled: Tensor
+    patches: Tensor
+    attention: Tensor | None
+    grid: tuple[int, int]
+    keys: Tensor | None = None
+    layers: tuple[Tensor, ...] | None = None

@@ -52,14 +52,16 @@ class Shapes:
             raise UserError(f"shapes: no split {split!r}; write one of {', '.join(SPLITS)}")
         self.count, self.size, self.seed, self.split = count, size, seed, split
         self.classes = list(CLASSES)
-        self.labels = torch.arange(count) % len(CLASSES)
+        # every run of eight images holds each class once, in an order of its own: no stride through the set favours a class
+        runs = draws.mix(draws.SHAPES, seed, SPLITS.index(split), -1, torch.arange(-(-count // len(CLASSES))))
+        self.labels = draws.uniform(runs, len(CLASSES)).argsort(dim=1).flatten()[:count]
 
     def __len__(self) -> int:
         return self.count
 
     def name(self, i: int) -> str:
         """A readable name of image i."""
-        return f"{self.split}/{i:06d} {CLASSES[i % len(CLASSES)]}"
+        return f"{self.split}/{i:06d} {CLASSES[self.labels[i]]}"
 
     def fingerprint(self) -> str:
         """A hash of everything that decides the pictures -> 16 hexadecimal digits."""
@@ -69,9 +71,10 @@ class Shapes:
     def image(self, i: int) -> Tensor:
         """Draw image i -> uint8 [3, size, size]."""
         u, noise = self._uniforms(i, self.size * (self.size // 2 + 1))
-        cover, _ = _silhouette(self.size, i % len(CLASSES), u[:8])
+        kind = int(self.labels[i])
+        cover, _ = _silhouette(self.size, kind, u[:8])
         period = self.size * (PERIOD[0] + (PERIOD[1] - PERIOD[0]) * u[8])
-        thing = _even(_texture(self.size, i % len(CLASSES), period, u[10:20]), period)
+        thing = _even(_texture(self.size, kind, period, u[10:20]), period)
         ground = _scrambled(_texture(self.size, int(u[9] * len(CLASSES)), period, u[20:30]), period, noise)
         level = 0.5 + CONTRAST * (ground + cover * (thing - ground))
         dark, light = _colours(u[30:36])
@@ -81,7 +84,7 @@ class Shapes:
     def mask(self, i: int) -> Tensor:
         """Where the thing of image i lies -> bool [size, size]."""
         u, _ = self._uniforms(i, 0)
-        return torch.from_numpy(_silhouette(self.size, i % len(CLASSES), u[:8])[1])
+        return torch.from_numpy(_silhouette(self.size, int(self.labels[i]), u[:8])[1])
 
     def box(self, i: int) -> Tensor:
         """The smallest box around the thing of image i -> int64 [4] = x0, y0, x1, y1, inclusive pixels."""

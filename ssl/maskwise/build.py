@@ -58,9 +58,12 @@ def encoder(recipe: Recipe) -> Encoder:
     """The encoder as training starts with it: weights are a function of the recipe's seed."""
     options = recipe.backbone.keywords()
     size = options.pop("image_size", None) or recipe.crops.global_size
+    pool = row(POOLINGS, "pooling", recipe.pooling.name)
+    if options.get("class_token") is None and "cls_attention" not in pool.needs:
+        options["class_token"] = False  # nobody would read it (pooling.md 1.6)
     with draws.seeded(recipe.seed):
         backbone = Backbone(recipe.backbone.name, image_size=size, mask_token=recipe.masking.name != "none", **options)
-        pooling = row(POOLINGS, "pooling", recipe.pooling.name)(backbone.dim, **recipe.pooling.keywords())
+        pooling = pool(backbone.dim, **recipe.pooling.keywords())
         built = Encoder(backbone, pooling, norm=recipe.pooling.norm)
     built.crop_pct = recipe.evaluate.crop_pct
     return built
@@ -168,7 +171,7 @@ def train(recipe: Recipe, out, *, quiet: bool = False) -> dict:
             lambda start: loader.batches(
                 data, crops, batch_size=recipe.train.batch_size, rank=world.rank, world_size=world.size, seed=recipe.seed,
                 start_step=start, total_steps=running.total_steps, workers=workers(recipe, world),
-                pin_memory=world.device.type == "cuda", cache=recipe.speed.cache, ceiling=recipe.data.corrupt_ceiling,
+                pin_memory=world.device.type == "cuda", cache=recipe.speed.cache, corrupt_share=recipe.data.corrupt_ceiling,
             ),
             partial(float_crops, teacher),
             journal,

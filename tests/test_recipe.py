@@ -149,7 +149,7 @@ def test_a_temperature_warm_up_longer_than_the_run(recipe):
 
 def test_attention_masks_need_a_pooling_with_attention(recipe, monkeypatch):
     monkeypatch.syspath_prepend(".")
-    Path("blind.py").write_text("class Mean:\n    needs = set()\n    attends = False\n    def __init__(self, dim): pass\n")
+    Path("blind.py").write_text("class Mean:\n    needs = set()\n    gives_attention = False\n    def __init__(self, dim): pass\n")
     text = SMALL + "pooling: blind:Mean\nmasking: attmask_high\n"
     assert told(recipe, text) == [
         "r.yaml:3: masking.name: `attmask_high` hides what the teacher attends to, and pooling `blind:Mean` has no attention; use simpool or cls, or mask at random"

@@ -31,11 +31,9 @@ SUPPLIED = {
     "masking": {"seed"},
     "optimizer": {"params", "lr", "weight_decay"},
 }  # fmt: skip
-# timm arguments that Backbone sets itself
-OWN_TIMM = {"img_size", "num_classes", "global_pool", "dynamic_img_size", "dynamic_img_pad", "drop_path_rate", "weight_init", "fc_norm", "final_norm", "pool_include_prefix"}
 KINDS = {
     "data.path": str, "data.split": typing.Optional[str], "data.per_class": Count, "data.count": int, "data.size": int,
-    "backbone.image_size": Size, "backbone.patch_size": Count, "backbone.class_token": typing.Optional[bool],
+    "backbone.image_size": Size, "backbone.patch_size": Size, "backbone.class_token": typing.Optional[bool],
     "backbone.position": typing.Literal["offset", "size", "offset_always"], "backbone.weights": typing.Optional[str],
     "method.targets": typing.Literal["centering", "sinkhorn"], "method.patch_loss": typing.Literal["image", "token"],
     "masking.ratio": Ratio, "masking.var": Ratio, "masking.ratio_per": typing.Literal["step", "view"], "optimizer.betas": tuple[float, float],
@@ -141,9 +139,10 @@ def constructor_keys(section: str, cls: type) -> dict[str, Key]:
             default = getattr(cls, f"default_{name}", None)
         keys[name] = Key(KINDS.get(dotted) or kind_of(hints.get(name), default), default)
     if section == "backbone":
-        from timm.models.vision_transformer import VisionTransformer
+        from maskwise.nn.backbone import OWN_NAMES, timm_vit
 
-        keys.update({name: Key(typing.Any, UNSET) for name in inspect.signature(VisionTransformer).parameters if name not in OWN_TIMM and name not in keys})
+        passed = [name for name in inspect.signature(timm_vit.VisionTransformer).parameters if name not in OWN_NAMES and name not in keys]
+        keys.update({name: Key(typing.Any, UNSET) for name in passed})
     return keys
 
 
@@ -257,10 +256,11 @@ def patch_contradictions(values) -> list[tuple[str, str]]:
         del sizes["crops.local_size"]
     found = []
     for key, size in sizes.items():
-        for side in size if isinstance(size, tuple) else (size,):
-            if side % patch:
-                near = max(patch, patch * round(side / patch))
-                found.append((f"{key} backbone.patch_size backbone.name", f"{side} pixels are not a multiple of the patch size {patch}; take {near}"))
+        for side, step in zip(size if isinstance(size, tuple) else (size, size), patch if isinstance(patch, tuple) else (patch, patch)):
+            if side % step:
+                near = max(step, step * round(side / step))
+                found.append((f"{key} backbone.patch_size backbone.name", f"{side} pixels are not a multiple of the patch size {step}; take {near}"))
+                break
     return found
 
 
@@ -277,7 +277,7 @@ def masking_contradictions(values) -> list[tuple[str, str]]:
     row = named("pooling", pooling)
     if "cls_attention" in getattr(row, "needs", ()) and values.get("backbone.class_token") is False:
         found.append(("pooling.name backbone.class_token", f"`{pooling}` needs a class token and backbone.class_token is false; use simpool, or keep the token"))
-    elif getattr(named("masking", masking), "needs_attention", False) and not getattr(row, "attends", True):
+    elif getattr(named("masking", masking), "needs_attention", False) and not getattr(row, "gives_attention", True):
         text = f"`{masking}` hides what the teacher attends to, and pooling `{pooling}` has no attention; use simpool or cls, or mask at random"
         found.append(("masking.name pooling.name", text))
     return found

@@ -1,0 +1,134 @@
+"""Two gloo ranks at half the batch are one process at the whole batch (DESIGN.md 7): masks, kept paths, losses, centers."""
+
+import os
+import socket
+import subprocess
+import sys
+
+import pytest
+import torch
+
+STEPS, IMAGES, LOCALS = 10, 8, 2
+POOLINGS = ("cls", "simpool")
+TOLERANCES = {"float64": (1e-9, 0.0), "float32": (0.0, 2e-6)}  # absolute, relative to the largest entry
+
+
+def build(world, pooling, dtype):
+    from maskwise.engine.optim import make_optimizer, parameter_groups
+    from maskwise.engine.trainer import Trainer
+    from maskwise.methods.ibot import IBOT
+    from maskwise.methods.masking import MASKINGS
+    from maskwise import nn
+    from maskwise.nn import Backbone, Encoder, ProjectionHead
+
+    torch.manual_seed(world.rank)  # ranks start apart on purpose: the wrapping must make them equal to rank 0
+    backbone = Backbone("vit_tiny_patch16_224", image_size=32, patch_size=8, embed_dim=24, depth=2, num_heads=2, drop_path=0.1, mask_token=True)
+    encoder = Encoder(backbone, nn.POOLINGS[pooling](24))
+    head = ProjectionHead(24, 32, hidden=32, bottleneck=8, norm_last_layer=False)
+    masking = MASKINGS["attmask_hint"](ratio=0.4, var=0.2, prob=0.5, seed=3)
+    method = IBOT(encoder, head, masking, all_sum=world.all_sum, world_size=world.size, seed=3).to(dtype)
+    return Trainer(
+        method, optimizer=make_optimizer("adamw", parameter_groups(method)), world=world, lr=lambda step: 1e-3 * min(step, 3) / 3,
+        weight_decay=lambda step: 0.04, momentum=lambda step: 0.9, steps_per_epoch=4, total_steps=STEPS,
+    )
+
+
+def part(rows, views, world):
+    """This rank's samples of all views of a whole, crop-major batch."""
+    share = IMAGES // world.size
+    return rows.unflatten(0, (views, IMAGES))[:, world.rank * share : (world.rank + 1) * share].flatten(0, 1)
+
+
+def whole(rows, views, world):
+    """The crop-major batch of all ranks, from each rank's part."""
+    return world.gather(rows.unflatten(0, (views, -1)).transpose(0, 1).contiguous()).transpose(0, 1).flatten(0, 1)
+
+
+def record(world, pooling, dtype):
+    """Ten steps: masks and drop-path draws of every step, losses and centers."""
+    from maskwise.functional import draws
+
+    trainer = build(world, pooling, dtype)
+    method, seen = trainer.method, {"masks": [], "kept": [], "loss": [], "center": [], "patch_center": []}
+    hide, study, uniform = method.hide, method.study, draws.uniform
+
+    def watched_hide(*arguments, **options):
+        hidden = hide(*arguments, **options)
+        seen["masks"].append(whole(hidden.mask, 2, world))
+        return hidden
+
+    def watched_uniform(key, n):
+        drawn = uniform(key, n)
+        seen["kept"].append(whole(drawn.flatten(1), 2, world))
+        return drawn
+
+    def watched_study(*arguments, **options):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(draws, "uniform", watched_uniform)
+            return study(*arguments, **options)
+
+    method.hide, method.study = watched_hide, watched_study
+    for step in range(STEPS):
+        generator = torch.Generator().manual_seed(step)
+        global_crops = torch.randn(2 * IMAGES, 3, 32, 32, generator=generator, dtype=torch.float64).to(dtype)
+        local_crops = torch.randn(LOCALS * IMAGES, 3, 16, 16, generator=generator, dtype=torch.float64).to(dtype)
+        ids = torch.arange(IMAGES) * 7 + step
+        answer = trainer.step(part(global_crops, 2, world), part(local_crops, LOCALS, world), part(ids, 1, world))
+        seen["loss"].append(torch.stack([world.all_sum(answer[key]) / world.size for key in ("loss", "cls", "patch")]))
+        seen["center"].append(method.center.clone())
+        seen["patch_center"].append(method.patch_center.clone())
+    return {key: torch.stack(values) for key, values in seen.items()}
+
+
+def record_all(world):
+    """The recordings of all cases."""
+    return {(pooling, dtype): record(world, pooling, getattr(torch, dtype)) for pooling in POOLINGS for dtype in TOLERANCES}
+
+
+@pytest.fixture(scope="module")
+def recordings(tmp_path_factory):
+    """What one process, rank 0 of two and rank 1 of two have seen."""
+    from maskwise.distributed.world import World
+
+    folder = tmp_path_factory.mktemp("ranks")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    files = [folder / f"{rank}.pt" for rank in range(2)]
+    shared = {"PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    children = [
+        subprocess.Popen([sys.executable, __file__, str(file)], env={**os.environ, **shared, "RANK": str(rank)}, stderr=subprocess.PIPE, text=True)
+        for rank, file in enumerate(files)
+    ]
+    one = record_all(World())
+    ends = [(child.communicate(timeout=300)[1], child.returncode) for child in children]
+    assert all(code == 0 for _, code in ends), ends
+    return one, *(torch.load(file) for file in files)
+
+
+@pytest.mark.parametrize("pooling", POOLINGS)
+@pytest.mark.parametrize("dtype", TOLERANCES)
+def test_two_ranks_are_one_process(recordings, pooling, dtype):
+    absolute, relative = TOLERANCES[dtype]
+    one, *two = (recording[pooling, dtype] for recording in recordings)
+    assert one["masks"].any() and not one["masks"].any(-1).all(), "some views are masked, some are not"
+    assert len(one["kept"]) == 2 * STEPS and one["loss"].isfinite().all()
+    for rank in two:
+        assert torch.equal(one["masks"], rank["masks"])
+        assert torch.equal(one["kept"], rank["kept"])
+        for key in ("loss", "center", "patch_center"):
+            allowed = absolute + relative * one[key].abs().amax(-1, keepdim=True)
+            off = (one[key] - rank[key]).abs()
+            assert (off <= allowed).all(), f"{key} off by {off.max():.3g}"
+
+
+def speak():
+    from maskwise.distributed.world import World
+
+    world = World.start("cpu")
+    torch.save(record_all(world), sys.argv[1])
+    world.close()
+
+
+if __name__ == "__main__":
+    speak()

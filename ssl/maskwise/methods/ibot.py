@@ -71,9 +71,9 @@ class IBOT(StudentTeacher):
             z = head.embed(torch.cat([features.pooled, features.patches.flatten(0, 1)]))
             teacher_z, teacher_patch_z = z[:whole], z[whole:]
             teacher_logits = head.classify(teacher_z)
-            teacher_patch_logits = head.classify_patches(teacher_patch_z[rows])
+            teacher_patch_logits = head.classify_patches(teacher_patch_z.index_select(0, rows))
         head, whole = self.student.head, len(pooled)
-        z = head.embed(torch.cat([pooled, seen.patches.flatten(0, 1)[rows]]))
+        z = head.embed(torch.cat([pooled, seen.patches.flatten(0, 1).index_select(0, rows)]))
         student_logits = head.classify(z[:whole])
         student_patch_logits = head.classify_patches(z[whole:])
         with full_precision(pooled.device.type):

@@ -64,11 +64,15 @@ class Masking:
         self.ratio_per = ratio_per
         self.seed = seed
 
-    def __call__(self, attention: Tensor | None, grid: tuple[int, int], *, step: int, sample_ids: Tensor, device="cpu", views: int = 2) -> Tensor:
+    def __call__(
+        self, attention: Tensor | None, grid: tuple[int, int], *, step: int, sample_ids: Tensor, device="cpu", views: int = 2
+    ) -> Tensor:
         """Return the mask alone, bool [V, N]; arguments as in `draw`."""
         return self.draw(attention, grid, step=step, sample_ids=sample_ids, device=device, views=views).mask
 
-    def draw(self, attention: Tensor | None, grid: tuple[int, int], *, step: int, sample_ids: Tensor, device="cpu", views: int = 2) -> Hidden:
+    def draw(
+        self, attention: Tensor | None, grid: tuple[int, int], *, step: int, sample_ids: Tensor, device="cpu", views: int = 2
+    ) -> Hidden:
         """Return the mask of V = views * B views of B samples, crop-major, and its count.
 
         attention [V, H, N] as the teacher's pooling gave it, or None where it is not needed; grid (h, w) with
@@ -136,7 +140,10 @@ class AttMaskHigh(Masking):
 
     def hide(self, attention, grid, keys, device) -> Hidden:
         if attention is None:
-            raise UserError("this masking follows the teacher's attention and none is given: choose a pooling that gives it, or masking random or block")
+            raise UserError(
+                f"{type(self).__name__} follows the teacher's attention and the pooling gives none: choose a pooling that does "
+                "(cls, simpool), or masking random or block"
+            )
         return self.rank(mean_heads(attention.detach()), self.ratios(keys), keys)
 
     def rank(self, attention: Tensor, ratios: list[float], keys: Keys) -> Hidden:

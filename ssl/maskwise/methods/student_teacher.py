@@ -172,7 +172,9 @@ class StudentTeacher(nn.Module):
         average.ema_(dict(self.teacher.named_parameters()), dict(self.student.named_parameters()), momentum, ok)
 
     @torch.no_grad()
-    def report(self, loss: Tensor, cls: Tensor, patch: Tensor, features, probs: Tensor, logits: Tensor, hidden: Hidden) -> dict[str, Tensor]:
+    def report(
+        self, loss: Tensor, cls: Tensor, patch: Tensor, features, probs: Tensor, logits: Tensor, hidden: Hidden
+    ) -> dict[str, Tensor]:
         """Return the method's answer: `loss` with its graph, the rest detached 0-dim tensors that nobody has read yet.
 
         probs [G, B, K] are the teacher's, logits [S, B, K] the student's. teacher_entropy is the mean entropy of the

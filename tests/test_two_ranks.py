@@ -100,7 +100,10 @@ def recordings(tmp_path_factory):
         subprocess.Popen([sys.executable, __file__, str(file)], env={**os.environ, **shared, "RANK": str(rank)}, stderr=subprocess.PIPE, text=True)
         for rank, file in enumerate(files)
     ]
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # the ranks want the other cores
     one = record_all(World())
+    torch.set_num_threads(threads)
     ends = [(child.communicate(timeout=300)[1], child.returncode) for child in children]
     assert all(code == 0 for _, code in ends), ends
     return one, *(torch.load(file) for file in files)

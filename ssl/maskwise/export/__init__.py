@@ -1,0 +1,1 @@
+"""Encoders in files: what this project writes, and what others wrote."""

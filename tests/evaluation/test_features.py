@@ -151,3 +151,18 @@ def test_the_hash_knows_the_labels():
     data, other = Images(6), Images(6)
     other.labels = other.labels.flip(0)
     assert len({features.fingerprint(one) for one in (data, other, Images(7), Images(6, labels=False))}) == 4
+
+
+def test_a_real_encoder_on_images_of_many_sizes():
+    from maskwise.nn import POOLINGS, Encoder
+    from maskwise.nn.backbone import Backbone
+
+    backbone = Backbone("vit_tiny_patch16_224", image_size=16, patch_size=8, depth=1, drop_path=0.5)
+    encoder, data = Encoder(backbone, POOLINGS["cls"](backbone.dim)).train(), Images(6)
+    state = torch.get_rng_state()
+    bank = features.extract(encoder, data, batch_size=4)
+    assert encoder.training and torch.equal(state, torch.get_rng_state())
+    assert bank.pooled.shape == bank.patch_mean.shape == (6, encoder.dim)
+    alone = encoder.eval()(encoder.transform(data.image(5))[None])
+    assert torch.allclose(bank.pooled[5], alone.pooled[0], atol=1e-5)
+    assert torch.allclose(bank.patch_mean[5], alone.patches[0].mean(0), atol=1e-5)

@@ -1,0 +1,153 @@
+"""A batch is a function of (seed, step, world), whatever workers, ranks and restarts there are."""
+
+import pytest
+import torch
+
+from maskwise.data.decode import CorruptImage
+from maskwise.data.loader import Remembered, batches, remembered, steps_per_epoch
+from maskwise.data.multicrop import MultiCrop
+from maskwise.functional import draws
+from maskwise.functional.errors import UserError
+
+CROPS = MultiCrop(global_size=8, local_size=4, local_number=2)
+
+
+class Memory:
+    """Images in memory; some cannot be read."""
+
+    def __init__(self, count=22, broken=(), labels=True):
+        self.pixels = torch.arange(count * 3 * 12 * 10).mul(31).remainder(251).to(torch.uint8).view(count, 3, 12, 10)
+        self.labels = torch.arange(count) * 10 if labels else None
+        self.broken = set(broken)
+        self.asked = 0
+
+    def __len__(self):
+        return len(self.pixels)
+
+    def image(self, index):
+        self.asked += 1
+        if index in self.broken:
+            raise CorruptImage(f"{index}.jpg", "cut short")
+        return self.pixels[index]
+
+
+def run(data=None, **options):
+    arguments = dict(batch_size=4, total_steps=12, seed=3)
+    return list(batches(data or Memory(), CROPS, **{**arguments, **options}))
+
+
+def assert_same(first, second):
+    assert len(first) == len(second)
+    for a, b in zip(first, second):
+        for name in ("global_crops", "local_crops", "index", "labels"):
+            assert torch.equal(getattr(a, name), getattr(b, name)), name
+        for x, y in ((a.params.global_, b.params.global_), (a.params.local_, b.params.local_)):
+            for name in ("jitter", "factors", "order", "grey", "sigma", "solarize"):
+                assert torch.equal(getattr(x, name), getattr(y, name)), name
+
+
+def test_shapes_and_order():
+    taken = run()
+    assert len(taken) == 12 and steps_per_epoch(22, 4) == 5
+    for step, batch in enumerate(taken):
+        epoch, place = divmod(step, 5)
+        assert torch.equal(batch.index, draws.order(3, epoch, 22)[place * 4:place * 4 + 4])
+        assert torch.equal(batch.labels, batch.index * 10) and len(batch) == 4
+        assert tuple(batch.global_crops.shape) == (8, 3, 8, 8) and tuple(batch.local_crops.shape) == (8, 3, 4, 4)
+        assert batch.global_crops.dtype == torch.uint8 and len(batch.params.global_) == len(batch.params.local_) == 8
+    for epoch in range(2):
+        assert len({int(i) for batch in taken[epoch * 5:epoch * 5 + 5] for i in batch.index}) == 20
+    assert run(Memory(labels=False))[0].labels is None
+
+
+def test_the_epoch_changes_the_views():
+    one = run(Memory(4), batch_size=4, total_steps=2)
+    first, second = (batch.global_crops[batch.index.argmin()] for batch in one)
+    assert not torch.equal(first, second)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_workers_change_nothing(workers):
+    assert_same(run(), run(workers=workers))
+
+
+def test_global_random_state_is_untouched():
+    state = torch.random.get_rng_state()
+    run(workers=1, total_steps=2)
+    assert torch.equal(state, torch.random.get_rng_state())
+
+
+@pytest.mark.parametrize("start", [3, 5, 7])
+def test_restart_in_mid_epoch(start):
+    assert_same(run()[start:], run(start_step=start))
+
+
+def test_two_ranks_are_one():
+    whole, parts = run(), [run(rank=rank, world_size=2) for rank in range(2)]
+    for step, batch in enumerate(whole):
+        left, right = parts[0][step], parts[1][step]
+        assert torch.equal(batch.index, torch.cat([left.index, right.index]))
+        for name in ("global_crops", "local_crops"):
+            views = [getattr(side, name).unflatten(0, (2, 2)) for side in (left, right)]
+            assert torch.equal(getattr(batch, name), torch.cat(views, 1).flatten(0, 1))
+        sides = [side.params.global_.factors.unflatten(0, (2, 2)) for side in (left, right)]
+        assert torch.equal(batch.params.global_.factors, torch.cat(sides, 1).flatten(0, 1))
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_unreadable_images_are_replaced_and_listed(workers):
+    data = Memory(22, broken={6, 7, 21})
+    iterator = batches(data, CROPS, batch_size=11, total_steps=4, seed=1, workers=workers)
+    taken = list(iterator)
+    assert iterator.corrupt == {"6.jpg": "cut short", "7.jpg": "cut short", "21.jpg": "cut short"}
+    assert iterator.seen == 44 and iterator.replaced == 6
+    for batch in taken:
+        shown = {6: 80, 7: 80, 21: 0}
+        assert batch.labels.tolist() == [shown.get(i, 10 * i) for i in batch.index.tolist()]
+    assert_same(taken, list(batches(data, CROPS, batch_size=11, total_steps=4, seed=1)))
+
+
+def test_too_many_unreadable_images():
+    data = Memory(100, broken=range(0, 100, 5))
+    iterator = batches(data, CROPS, batch_size=20, total_steps=50)
+    with pytest.raises(UserError, match=r"images could not be read \(\d+.jpg: cut short\), more than 5%"):
+        list(iterator)
+    assert 10 < iterator.replaced <= 20
+    assert len(list(batches(data, CROPS, batch_size=20, total_steps=50, corrupt_share=0.5))) == 50
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_nothing_readable_is_one_line(workers):
+    with pytest.raises(UserError) as caught:
+        list(batches(Memory(150, broken=range(150)), CROPS, batch_size=4, total_steps=2, workers=workers))
+    assert "in a row" in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("options, words", [
+    (dict(batch_size=23), ["23", "22 images"]),
+    (dict(batch_size=9, world_size=2), ["2 ranks", "train.batch_size=8"]),
+    (dict(batch_size=0), ["at least 1"]),
+])
+def test_batches_that_cannot_be(options, words):
+    with pytest.raises(UserError) as caught:
+        batches(Memory(), CROPS, **{"total_steps": 1, **options})
+    assert all(word in str(caught.value) for word in words) and "\n" not in str(caught.value)
+
+
+def test_small_sets_are_decoded_once():
+    data = Memory(22)
+    run(data)
+    assert data.asked <= 22 + 8
+    assert isinstance(remembered(Memory(), 1), Remembered)
+    assert not isinstance(remembered(Memory(), 10**9), Remembered)
+    plain = Memory(22)
+    run(plain, cache="none")
+    assert plain.asked == 48
+
+
+def test_moving_a_batch_takes_everything_along():
+    batch = run(total_steps=1)[0]
+    moved = batch.to("meta")
+    for tensor in (moved.global_crops, moved.local_crops, moved.index, moved.labels, moved.params.global_.sigma, moved.params.local_.plan.rows):
+        assert tensor.device.type == "meta"
+    assert moved.params.global_.plan.steps == batch.params.global_.plan.steps

@@ -1,10 +1,14 @@
 """Self-supervised vision pretraining that chooses what to hide; the public names, imported on first use."""
 
+import sys
+from types import ModuleType
+
+import maskwise.export  # empty until one of its modules is asked for
+
 __version__ = "0.1.0"
 
 HOMES = {
     "load": "maskwise.export.layouts",
-    "export": "maskwise.build",
     "push_to_hub": "maskwise.build",
     "read_recipe": "maskwise.recipe",
     "train": "maskwise.build",
@@ -20,7 +24,20 @@ HOMES = {
     "IBOT": "maskwise.methods",
     "Report": "maskwise.evaluation.report",
 }
-__all__ = [*HOMES, "__version__"]
+__all__ = [*HOMES, "export", "__version__"]
+
+
+class Exporting(ModuleType):
+    """The package `maskwise.export`, which is also the function of that name."""
+
+    def __call__(self, model, folder):
+        """Write an encoder, or what `maskwise.load` accepts, as config.json and model.safetensors; returns the folder."""
+        from maskwise.build import export
+
+        return export(model, folder)
+
+
+sys.modules["maskwise.export"].__class__ = Exporting
 
 
 def __getattr__(name: str):

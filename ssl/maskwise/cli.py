@@ -6,6 +6,7 @@ import argparse
 import errno
 import os
 import sys
+from typing import Any
 
 from maskwise import __version__
 from maskwise.functional.errors import UserError
@@ -35,11 +36,9 @@ def train(words: list[str]) -> int:
     from maskwise import build
 
     status = build.train(recipe, out=given.out)
-    if status["status"] == "complete":
+    if status["status"] == "complete":  # otherwise the journal has said what happened
         say(f"complete: {status['step']} steps in {given.out}")
-        return 0
-    say(f"stopped and saved at step {status['step']}; the same command goes on from there")
-    return STOPPED if status.get("signal") == "SIGINT" else 0
+    return 0
 
 
 def evaluate(words: list[str]) -> int:
@@ -50,9 +49,11 @@ def evaluate(words: list[str]) -> int:
     parser.add_argument("--out", metavar="FILE", help="write the report there as JSON")
     parser.add_argument("options", metavar="key=value", nargs="*")
     given = parser.parse_intermixed_args(words)
-    options = options_of(given.options)
     from maskwise import build
 
+    if given.name not in build.EVALUATIONS:
+        raise UserError(f"no evaluation {given.name}; there are {', '.join(build.EVALUATIONS)}")
+    options = options_of(given.options, f"evaluate {given.name}", build.evaluate, build.EVALUATIONS[given.name])
     report = build.evaluate(given.name, given.model, **options)
     for key, value in report.numbers.items():
         say(f"{key:<24} {value:.2f}" if isinstance(value, float) else f"{key:<24} {value}")
@@ -70,11 +71,11 @@ def look(words: list[str]) -> int:
     parser.add_argument("--out", metavar="FILE", default="look.png", help="the sheet (default: %(default)s)")
     given = parser.parse_intermixed_args(words)
     images = [word for word in given.images if os.path.exists(word) or "=" not in word]
-    options = options_of([word for word in given.images if word not in images])
     if not images:
         raise UserError("look: no image given; name at least one image file")
     from maskwise import build
 
+    options = options_of([word for word in given.images if word not in images], "look", build.look)
     build.look(given.model, images, given.out, **options)
     say(f"sheet: {given.out}")
     return 0
@@ -122,19 +123,29 @@ def report(words: list[str]) -> int:
 VERBS = {"train": train, "evaluate": evaluate, "look": look, "show": show, "export": export, "report": report}
 
 
-def options_of(words: list[str]) -> dict[str, object]:
-    """`key=value` words as keyword arguments; lists in brackets, numbers, true, false and null as YAML writes them."""
-    from maskwise.recipe_text import parse, plain
+def options_of(words: list[str], verb: str, *functions) -> dict[str, object]:
+    """`key=value` words as keyword arguments of a verb's functions; raises UserError for one that none of them has."""
+    import inspect
 
+    from maskwise.recipe_schema import kind_of, nearest
+    from maskwise.recipe_text import Misread, convert, parse
+
+    parameters = [each for function in functions for each in inspect.signature(function).parameters.values()]
+    accepted = {each.name: each.default for each in parameters if each.default is not each.empty and each.name not in ("world", "device")}
     options: dict[str, object] = {}
     for word in words:
         key, equals, text = word.partition("=")
-        if not equals or not key.isidentifier():
-            raise UserError(f"`{word}` is not key=value")
+        if not equals:
+            raise UserError(f"{verb}: `{word}` is not key=value")
+        if key not in accepted:
+            raise UserError(f"{verb} has no option {key}{nearest(key, accepted)}; it accepts {', '.join(accepted)}")
         if key in options:
-            raise UserError(f"{key} is given twice; keep one")
+            raise UserError(f"{verb}: {key} is given twice; keep one")
         entries, _ = parse(f"value: {text}", word)
-        options[key] = plain(entries["value"].value)
+        try:
+            options[key] = convert(entries["value"].value, kind_of(None, accepted[key]) if not isinstance(accepted[key], (bool, tuple)) else Any)
+        except (KeyError, Misread) as error:
+            raise UserError(f"{verb}: {key}: {error if isinstance(error, Misread) else f'cannot read `{text}`'}") from None
     return options
 
 

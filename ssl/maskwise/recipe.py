@@ -12,7 +12,7 @@ from types import MappingProxyType
 from typing import Any, Callable, Literal, Mapping, Optional, Union
 
 from maskwise.functional.errors import UserError
-from maskwise.recipe_schema import REQUIRED, UNSET, Key, check_bounds, contradictions, nearest, schema, unread
+from maskwise.recipe_schema import REQUIRED, UNSET, Key, check_bounds, contradictions, nearest, schema, unbuildable, unread
 from maskwise.recipe_text import Entry, Misread, Scalar, convert, parse, read, write
 
 SHIPPED = Path(__file__).parent / "configs"
@@ -257,9 +257,11 @@ def read_recipe(path: str | Path, *overrides: str) -> Recipe:
         elif rule.default is not UNSET and key not in values:
             values[key] = rule.default
     if not mistakes:
-        for concerned, why in contradictions(values):
-            written = [entries[key].origin for key in concerned.split() if key in entries]
-            mistakes.append(f"{written[0] if written else source}: {concerned.split()[0]}: {why}")
+        for concerned, why in contradictions(values) or unbuildable(values):
+            keys_said = concerned.split()
+            written = [entries[key].origin for key in keys_said if key in entries]
+            named = "" if why.startswith(f"{keys_said[0]}.") else f"{keys_said[0]}: "
+            mistakes.append(f"{written[0] if written else source}: {named}{why}")
     if not mistakes and values["evaluate.knn_every"] and "evaluate.knn_every" in entries and not has_test(values):
         mistakes = [f"{entries['evaluate.knn_every'].origin}: evaluate.knn_every: k-NN needs labelled test images; give data.test_path or data.test_split, or 0"]
     if mistakes:

@@ -10,6 +10,7 @@ import types
 import typing
 from dataclasses import dataclass, fields
 
+from maskwise.functional.errors import UserError
 from maskwise.recipe_text import Misread
 
 SIMPLE = (int, float, bool, str)
@@ -31,6 +32,8 @@ SUPPLIED = {
     "masking": {"seed"},
     "optimizer": {"params", "lr", "weight_decay"},
 }  # fmt: skip
+# timm arguments that are classes, belong to its classifier, or would not fit RGB images
+NOT_FOR_RECIPES = {"block_fn", "embed_layer", "mlp_layer", "fc_norm", "final_norm", "pool_include_prefix", "in_chans"}
 KINDS = {
     "data.path": str, "data.split": typing.Optional[str], "data.per_class": Count, "data.count": int, "data.size": int,
     "backbone.image_size": Size, "backbone.patch_size": Size, "backbone.class_token": typing.Optional[bool],
@@ -141,8 +144,9 @@ def constructor_keys(section: str, cls: type) -> dict[str, Key]:
     if section == "backbone":
         from maskwise.nn.backbone import OWN_NAMES, timm_vit
 
-        passed = [name for name in inspect.signature(timm_vit.VisionTransformer).parameters if name not in OWN_NAMES and name not in keys]
-        keys.update({name: Key(typing.Any, UNSET) for name in passed})
+        parameters, hints = parameters_of(timm_vit.VisionTransformer)
+        passed = [each for each in parameters.values() if each.name not in keys and each.name not in {*OWN_NAMES, *NOT_FOR_RECIPES}]
+        keys.update({each.name: Key(kind_of(hints.get(each.name), each.default), UNSET) for each in passed})
     return keys
 
 
@@ -281,3 +285,31 @@ def masking_contradictions(values) -> list[tuple[str, str]]:
         text = f"`{masking}` hides what the teacher attends to, and pooling `{pooling}` has no attention; use simpool or cls, or mask at random"
         found.append(("masking.name pooling.name", text))
     return found
+
+
+def unbuildable(values: dict[str, object]) -> list[tuple[str, str]]:
+    """What the model's parts say of their arguments, asked without memory or random numbers; as `contradictions` tells it."""
+    import torch
+
+    from maskwise.nn import ProjectionHead
+
+    arguments: dict[str, dict[str, object]] = {section: {} for section in ("backbone", "pooling", "head")}
+    for key, value in values.items():
+        section, _, name = key.partition(".")
+        if section in arguments and key not in ("backbone.name", "backbone.weights", "pooling.name", "pooling.norm"):
+            arguments[section][name] = value
+    arguments["backbone"]["image_size"] = values.get("backbone.image_size") or values["crops.global_size"]
+    section = "backbone"
+    try:
+        with torch.device("meta"):
+            width = named("backbone", values["backbone.name"])(values["backbone.name"], **arguments["backbone"]).dim
+            section = "pooling"
+            named("pooling", values["pooling.name"])(width, **arguments["pooling"])
+            section = "head"
+            ProjectionHead(width, **arguments["head"])
+    except (UserError, KeyError) as error:
+        text = f"timm knows no layer {error}" if isinstance(error, KeyError) else str(error)
+        inside = [key for key in values if key.startswith(section + ".")]
+        blamed = [key for key in inside if f"{key.partition('.')[2]}={values[key]}" in text]
+        return [(" ".join([section, *blamed, *inside]), text)]
+    return []

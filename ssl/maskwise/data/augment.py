@@ -121,13 +121,26 @@ def blur(images: torch.Tensor, sigma: torch.Tensor, reach: int) -> torch.Tensor:
     count, channels, height, width = images.shape
     across = blur_matrix(sigma, width, reach)
     down = across if height == width else blur_matrix(sigma, height, reach)
-    rows = torch.bmm(images.reshape(count, channels * height, width), across.transpose(1, 2))
-    rows = rows.add_(0.5).floor_().view(images.shape)
-    return torch.matmul(down.unsqueeze(1), rows).add_(0.5).floor_()
+    rows = banded(images.reshape(count, channels * height, width), across, 3 * reach).add_(0.5).floor_()
+    columns = rows.view(images.shape).transpose(2, 3).reshape(count, channels * width, height)
+    columns = banded(columns, down, 3 * reach).add_(0.5).floor_()
+    return columns.view(count, channels, width, height).transpose(2, 3)
+
+
+def banded(values: torch.Tensor, matrix: torch.Tensor, band: int, tile: int = 32) -> torch.Tensor:
+    """values [n, R, S] @ matrix [n, S, S] that is zero farther than `band` from its diagonal, most zeros left out."""
+    size = matrix.shape[1]
+    if size <= 2 * (tile + band):
+        return torch.bmm(values, matrix)
+    product = torch.empty_like(values)
+    for first in range(0, size, tile):
+        last, low, high = min(first + tile, size), max(first - band, 0), min(first + tile + band, size)
+        product[..., first:last] = torch.bmm(values[..., low:high], matrix[:, low:high, first:last])
+    return product
 
 
 def blur_matrix(sigma: torch.Tensor, size: int, reach: int) -> torch.Tensor:
-    """float32 [n, size, size]: row i holds the weights of the pixels that make up blurred pixel i."""
+    """float32 [n, size, size]: column i holds the weights of the pixels that make up blurred pixel i."""
     variance = sigma.square() / 3
     whole = ((12 * variance + 1).sqrt() - 1).div(2).floor()
     ends = (2 * whole + 1) * (whole * (whole + 1) - 3 * variance) / (6 * (variance - (whole + 1).square()))
@@ -140,8 +153,8 @@ def blur_matrix(sigma: torch.Tensor, size: int, reach: int) -> torch.Tensor:
     box = torch.zeros(len(sigma), size, size, device=sigma.device)
     for k, offset in enumerate(range(-reach, reach + 1)):  # not one product: its rounding would depend on the number of rows
         source = (place[:, None] + offset).clamp_(0, size - 1)
-        box.addcmul_(weights[:, k, None, None], (source == place).float())
-    return torch.bmm(torch.bmm(box, box), box)
+        box.addcmul_(weights[:, k, None, None], (source == place).float().T)
+    return banded(banded(box, box, reach), box, reach)
 
 
 def solarize(images: torch.Tensor) -> torch.Tensor:

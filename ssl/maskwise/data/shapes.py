@@ -1,8 +1,8 @@
 """Embedded data: one textured thing on a textured ground, with its class, box and mask; drawn from keys, no file is read.
 
-Brightness, contrast and spectrum tell nothing about where the thing is. The ground is the phase-randomised double of another
-texture of the same families: equal in every second-order statistic, different only in structure. So objectness has to
-be learned; it cannot be read off a patch's mean, variance or gradient.
+Brightness, contrast and spectrum tell nothing about where the thing is. The ground is the phase-randomised double of a texture
+of the same families, laid over its own mirror images: of the same power at every scale, different only in structure. So objectness
+has to be learned; it cannot be read off a patch's mean, variance or gradient.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ CLASSES = (
 SPLITS = ("train", "test")
 VERSION = 1  # part of the fingerprint: any change to the pictures raises it
 
-AREA = (0.12, 0.34)  # share of the image that the silhouette covers
-PERIOD = (0.10, 0.135)  # of the texture, as a share of the image's side
+AREA = (0.15, 0.36)  # share of the image that the silhouette covers
+PERIOD = (0.115, 0.15)  # of the texture, as a share of the image's side
 CONTRAST = 0.2  # standard deviation of the texture, as a share of the way between the two colours
 
 _SCALARS = 40  # uniforms that describe one image, before those of the ground's phases
@@ -205,8 +205,10 @@ def _pattern(family: int, x: np.ndarray, y: np.ndarray) -> np.ndarray:
 
 
 def _scrambled(field: np.ndarray, period: float, u: np.ndarray) -> np.ndarray:
-    """A field with the (windowed) power spectrum of `field` and random phases -> [size, size], mean 0, deviation 1."""
+    """A field with the spectrum of `field` and its mirror images, and random phases -> [size, size], mean 0, deviation 1."""
     size = len(field)
+    field = field + field.T
+    field = field + field[::-1]  # without this the ground would have a direction, which tells images apart more easily than things
     amplitude = np.abs(np.fft.rfft2(field * _window(size)))
     amplitude[0, 0] = 0
     phase = np.float32(2 * math.pi) * u.astype(np.float32).reshape(amplitude.shape)
@@ -226,7 +228,7 @@ def _even(field: np.ndarray, period: float) -> np.ndarray:
 
 def _colours(u: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Two colours of clearly different brightness, shared by thing and ground -> float32 [3], [3] in grey levels."""
-    grey = 128 + 40 * (u[0] - 0.5)
-    tint = 110 * (u[1:4] - 0.5)
-    step = 75 * (1 + 0.5 * (u[3:6] - 0.5))
+    grey = 128 + 30 * (u[0] - 0.5)
+    tint = 50 * (u[1:4] - 0.5)
+    step = 75 * (1 + 0.4 * (u[3:6] - 0.5))
     return (grey + tint - step).astype(np.float32), (grey + tint + step).astype(np.float32)

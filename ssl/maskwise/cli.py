@@ -20,6 +20,7 @@ class Parser(argparse.ArgumentParser):
     """An argument parser whose complaints are one line."""
 
     def error(self, message: str):
+        message = message.replace(", section.key=value", "").replace(", key=value", "")  # argparse lists what may be left out, too
         raise UserError(f"{message}; see `{self.prog} --help`")
 
 

@@ -1,0 +1,166 @@
+"""The command line: every verb on one small run, and how fast and how quietly it starts."""
+
+import json
+import os
+import resource
+import subprocess
+import sys
+
+import pytest
+
+import maskwise
+from maskwise import cli
+from maskwise.functional.errors import UserError
+
+SMALL = ["data.count=16", "train.epochs=1", "teacher.warmup_temp_epochs=1", "evaluate.limit_bank=null"]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A finished run of two steps, made through the command line."""
+    folder = tmp_path_factory.mktemp("runs") / "small"
+    assert cli.main(["train", "debug/tiny", "--out", str(folder), *SMALL]) == 0
+    return folder
+
+
+@pytest.fixture
+def main(capsys, monkeypatch, tmp_path):
+    """Run a command in an empty folder: (exit status, standard output, standard error)."""
+    monkeypatch.chdir(tmp_path)
+
+    def of(*words):
+        capsys.readouterr()
+        status = cli.main([str(word) for word in words])
+        return (status, *capsys.readouterr())
+
+    return of
+
+
+def test_help_takes_under_a_second_of_cpu_and_no_torch():
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    code = "import sys; from maskwise.cli import main; main(['--help']); print([name for name in ('torch', 'timm', 'yaml') if name in sys.modules])"
+    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 1.0
+    assert shown.splitlines()[-1] == "[]"
+    assert all(f"  {verb} " in shown for verb in ("train", "evaluate", "look", "show", "export", "report"))
+
+
+def test_version_and_the_help_of_every_verb(main):
+    assert main("--version") == (0, f"maskwise {maskwise.__version__}\n", "")
+    for verb in cli.VERBS:
+        with pytest.raises(SystemExit) as left:
+            main(verb, "--help")
+        assert left.value.code == 0
+
+
+def test_the_module_runs_as_a_program():
+    shown = subprocess.run([sys.executable, "-m", "maskwise", "--version"], capture_output=True, text=True)
+    assert (shown.returncode, shown.stdout) == (0, f"maskwise {maskwise.__version__}\n")
+
+
+def test_train_leaves_a_run_folder_and_the_same_command_says_complete(run, main):
+    assert {"recipe.yaml", "metrics.jsonl", "checkpoints", "reports"} <= {path.name for path in run.iterdir()}
+    assert [json.loads(line)["step"] for line in (run / "metrics.jsonl").read_text().splitlines()][-1] == 2
+    before = (run / "metrics.jsonl").read_bytes()
+    status, out, _ = main("train", "debug/tiny", "--out", run, *SMALL)
+    assert (status, out) == (0, f"complete: 2 steps in {run}\n")
+    assert (run / "metrics.jsonl").read_bytes() == before
+    assert main("train", run, "--out", run)[0] == 0  # a run folder is its own recipe
+
+
+def test_evaluate(run, main, tmp_path):
+    status, out, error = main("evaluate", "knn", run, "--out", "knn.json", "k=[1,5]", "pixels=true")
+    assert (status, error) == (0, "")
+    numbers = json.loads((tmp_path / "knn.json").read_text())["numbers"]
+    assert {"pooled_top1_k1", "pooled_top1_k5", "patch_mean_top1_k5", "pixels_top1_k5"} <= set(numbers)
+    assert f"{'pooled_top1_k5':<24} {numbers['pooled_top1_k5']:.2f}" in out.splitlines()
+    assert out.splitlines()[-1] == "report: knn.json"
+
+
+@pytest.mark.parametrize(
+    "words, line",
+    [
+        (["knm", "RUN"], "no evaluation knm; there are knn"),
+        (["knn", "RUN", "kk=3"], "evaluate knn has no option kk; did you mean `k`?; it accepts train, test, k, temperature, feature, pixels, few_shot, batch_size"),
+        (["knn", "RUN", "k=1", "k=2"], "evaluate knn: k is given twice; keep one"),
+        (["knn", "RUN", "fast"], "evaluate knn: `fast` is not key=value"),
+        (["knn", "RUN", "temperature=warm"], "evaluate knn: temperature: expects a number, not `warm`"),
+        (["knn", "RUN", "test=nowhere"], "data.path: nowhere does not exist; give the folder that holds the images"),
+        (["knn"], "the following arguments are required: MODEL; see `maskwise evaluate --help`"),
+    ],
+)
+def test_evaluate_refuses_in_one_line(run, main, words, line):
+    status, out, error = main("evaluate", *(run if word == "RUN" else word for word in words))
+    assert (status, out, error) == (2, "", f"maskwise: {line}\n")
+
+
+def test_look_draws_a_sheet(run, main, tmp_path):
+    picture = next((run / "pictures").glob("*.png"))
+    assert main("look", run, picture, picture, "--out", "sheet.png", "masking=attmask_low", "ratio=.3") == (0, "sheet: sheet.png\n", "")
+    assert (tmp_path / "sheet.png").read_bytes()[:4] == b"\x89PNG"
+    assert main("look", run, "masking=random") == (2, "", "maskwise: look: no image given; name at least one image file\n")
+    assert main("look", run, picture, "mask=random")[2] == "maskwise: look has no option mask; did you mean `masking`?; it accepts masking, ratio\n"
+    assert main("look", run, "gone.jpg") == (2, "", "maskwise: gone.jpg is not a file; give image files\n")
+
+
+def test_export_and_what_comes_back(run, main, tmp_path):
+    assert main("export", run, "--to", "exported") == (0, "exported: exported\n", "")
+    import torch
+
+    images = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    first, again = (maskwise.load(str(folder)).eval()(images) for folder in (run, tmp_path / "exported"))
+    assert torch.equal(first.pooled, again.pooled)
+
+
+def test_report_draws_and_tells(run, main):
+    status, out, error = main("report", run)
+    assert (status, error) == (0, "")
+    assert "trained teacher" in out and (run / "pictures" / "curves.png").is_file()
+
+
+def test_show(run, main):
+    status, out, error = main("show", "debug/tiny", "train.epochs=9")
+    assert (status, error) == (0, "") and "  epochs: 9" in out and "# command line" in out
+    assert main("show", run)[0] == 0
+
+
+def test_only_the_first_rank_speaks(main, monkeypatch):
+    monkeypatch.setenv("RANK", "1")
+    assert main("show", "nowhere") == (2, "", "")
+    assert main("--version") == (0, "", "")
+
+
+def test_a_closed_pipe_is_no_mistake(run):
+    shown = subprocess.run(f"{sys.executable} -m maskwise show debug/tiny | head -1; exit ${{PIPESTATUS[0]}}",
+                           shell=True, executable="/bin/bash", capture_output=True, text=True)  # fmt: skip
+    assert (shown.returncode, shown.stderr) == (0, "")
+    assert shown.stdout.startswith("# configs/debug/tiny.yaml, hash ")
+
+
+def test_public_names_are_all_there_and_export_is_a_function_and_a_package(run, tmp_path):
+    names = {"load", "read_recipe", "train", "evaluate", "export", "push_to_hub", "Encoder", "Backbone", "Features", "Tokens", "Pooled", "SimPool",
+             "ProjectionHead", "DINO", "IBOT", "Report", "__version__"}  # fmt: skip
+    assert set(maskwise.__all__) == names and names <= set(dir(maskwise))
+    assert all(getattr(maskwise, name) is not None for name in names)
+    import maskwise.export.layouts as layouts
+
+    assert layouts.load is maskwise.load
+    maskwise.export(maskwise.load(run), tmp_path / "there")
+    assert (tmp_path / "there" / "model.safetensors").is_file()
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        maskwise.nothing  # noqa: B018
+
+
+def test_pushing_without_a_hub_is_one_line(run, monkeypatch):
+    import huggingface_hub
+
+    class Unreachable:
+        def create_repo(self, name, exist_ok):
+            raise OSError("Offline mode is enabled.\nmore words")
+
+    monkeypatch.setattr(huggingface_hub, "HfApi", Unreachable)
+    with pytest.raises(UserError) as caught:
+        maskwise.push_to_hub(maskwise.load(run), "me/name")
+    assert str(caught.value) == "cannot push to the Hub (Offline mode is enabled.): check the network, and `hf auth login`"
+    assert os.linesep not in str(caught.value)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import datetime
+import inspect
 import os
 
 import torch
@@ -105,7 +106,10 @@ class World:
                 )
             module = nn.SyncBatchNorm.convert_sync_batchnorm(module)
         # Without device_ids DDP leaves the inputs where they are: sample ids belong on the host.
-        return nn.parallel.DistributedDataParallel(module, broadcast_buffers=False, find_unused_parameters=False, gradient_as_bucket_view=True)
+        parallel = nn.parallel.DistributedDataParallel
+        known = inspect.signature(parallel.__init__).parameters
+        buffers = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"  # renamed in torch 2.13
+        return parallel(module, find_unused_parameters=False, gradient_as_bucket_view=True, **{buffers: False})
 
     def close(self) -> None:
         """Leave the process group, if there is one."""

@@ -277,7 +277,10 @@ def test_evaluation_on_the_way_needs_test_images(recipe):
     text = "data: {name: folder, path: x}\nevaluate: {knn_every: 5}\n"
     assert told(recipe, text) == ["r.yaml:2: evaluate.knn_every: k-NN needs labelled test images; give data.test_path or data.test_split, or 0"]
     assert recipe(text, "data.test_split=val").evaluate.knn_every == 5
-    assert recipe("data: {name: folder, path: x}\n").data.keywords()["path"] == "x"
+    unlabelled = recipe("data: {name: folder, path: x}\n")
+    assert unlabelled.data.keywords()["path"] == "x" and unlabelled.evaluate.knn_every == 0
+    Path("resolved.yaml").write_text(unlabelled.resolved_yaml())
+    assert read_recipe("resolved.yaml") == unlabelled
 
 
 def test_numbers_keep_their_value_through_text(recipe):

@@ -153,7 +153,8 @@ def options_of(words: list[str], verb: str, *functions) -> dict[str, object]:
 def usage() -> str:
     """The screen of `maskwise --help`."""
     verbs = "\n".join(f"  {name:<10} {verb.__doc__}" for name, verb in VERBS.items())
-    return f"usage: maskwise VERB ...\n\n{ABOUT}\n\n{verbs}\n\n`maskwise VERB --help` tells more; several processes: `torchrun --nproc-per-node=2 -m maskwise train ...`"
+    more = "`maskwise VERB --help` tells more; several processes: `torchrun --nproc-per-node=2 -m maskwise train ...`"
+    return f"usage: maskwise VERB ...\n\n{ABOUT}\n\n{verbs}\n\n{more}"
 
 
 def say(text: str, end: str = "\n") -> None:

@@ -147,7 +147,7 @@ class Train(Section):
 
 @dataclass(frozen=True)
 class Evaluate(Section):
-    """The k-NN on the way, every knn_every epochs and at the end (0: never); pictures_every in epochs (0: never)."""
+    """The k-NN on the way, every knn_every epochs and at the end (0: never, and so without test images); pictures_every in epochs (0: never)."""
 
     knn_every: int = 10
     k: tuple[int, ...] = (10, 20, 100, 200)
@@ -262,8 +262,11 @@ def read_recipe(path: str | Path, *overrides: str) -> Recipe:
             written = [entries[key].origin for key in keys_said if key in entries]
             named = "" if why.startswith(f"{keys_said[0]}.") else f"{keys_said[0]}: "
             mistakes.append(f"{written[0] if written else source}: {named}{why}")
-    if not mistakes and values["evaluate.knn_every"] and "evaluate.knn_every" in entries and not has_test(values):
-        mistakes = [f"{entries['evaluate.knn_every'].origin}: evaluate.knn_every: k-NN needs labelled test images; give data.test_path or data.test_split, or 0"]
+    if not mistakes and values["evaluate.knn_every"] and not has_test(values):
+        if "evaluate.knn_every" in entries:
+            text = "k-NN needs labelled test images; give data.test_path or data.test_split, or 0"
+            mistakes = [f"{entries['evaluate.knn_every'].origin}: evaluate.knn_every: {text}"]
+        values["evaluate.knn_every"] = 0
     if mistakes:
         raise UserError(told(mistakes, source))
     ordered = {key: values[key] for key in keys if key in values}
@@ -277,7 +280,8 @@ def check_run(recipe: Recipe, images: int, world_size: int) -> None:
     if world_size > images:
         raise UserError(f"more ranks ({world_size}) than images ({images}); start fewer ranks or give more images")
     if batch > images:
-        raise UserError(f"train.batch_size is {batch} and there are only {images} images; give train.batch_size={images // world_size * world_size} or less, or more images")
+        most = images // world_size * world_size
+        raise UserError(f"train.batch_size is {batch} and there are only {images} images; give train.batch_size={most} or less, or more images")
     if batch % world_size:
         near = max(world_size, batch // world_size * world_size)
         raise UserError(f"train.batch_size {batch} (the global batch) does not divide over {world_size} ranks; give train.batch_size={near}")
@@ -285,9 +289,8 @@ def check_run(recipe: Recipe, images: int, world_size: int) -> None:
         epochs = recipe.train.steps / (images // batch)
         for key, what in (("optimizer.warmup_epochs", "learning-rate"), ("teacher.warmup_temp_epochs", "temperature")):
             if recipe.values[key] > math.ceil(epochs):
-                raise UserError(
-                    f"{key}: the {what} warm-up ({recipe.values[key]:g} epochs) is longer than the run (train.steps={recipe.train.steps} is {epochs:.3g} epochs of {images} images); shorten it or lengthen the run"
-                )
+                length = f"train.steps={recipe.train.steps} is {epochs:.3g} epochs of {images} images"
+                raise UserError(f"{key}: the {what} warm-up ({recipe.values[key]:g} epochs) is longer than the run ({length}); shorten it or lengthen the run")
 
 
 def locate(path: str | Path) -> tuple[Path, str]:

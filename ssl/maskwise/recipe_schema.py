@@ -44,19 +44,33 @@ KINDS = {
 }  # fmt: skip
 DEFAULTS = {"backbone.drop_path": 0.1}
 
+# what a number may be, and the keys that it holds for; a list's every entry
 BOUNDS = {
-    "at least 0": (lambda v: v >= 0, "seed optimizer.min_lr optimizer.warmup_epochs optimizer.weight_decay optimizer.weight_decay_end "
-                   "optimizer.clip optimizer.freeze_last_layer teacher.warmup_temp_epochs method.lambda1 method.lambda2 method.start_epoch crops.local_number crops.jitter "
-                   "crops.blur_sigma evaluate.knn_every evaluate.pictures_every speed.workers"),
-    "at least 1": (lambda v: v >= 1, "train.epochs train.steps train.batch_size train.log_every train.save_every train.keep crops.global_size crops.local_size "
-                   "head.prototypes head.hidden head.bottleneck head.layers head.patch_prototypes evaluate.k evaluate.limit_bank speed.threads data.per_class data.count "
-                   "data.size backbone.image_size backbone.patch_size backbone.depth backbone.embed_dim backbone.num_heads"),
-    "above 0": (lambda v: v > 0, "optimizer.lr teacher.temp teacher.warmup_temp teacher.patch_temp teacher.warmup_patch_temp method.student_temp pooling.gamma backbone.mlp_ratio"),
-    "from 0 to 1": (lambda v: 0 <= v <= 1, "crops.flip crops.jitter_prob crops.grey_prob crops.blur_prob crops.solarize_prob masking.ratio masking.var masking.prob "
-                    "masking.show_max teacher.momentum teacher.momentum_end method.center_momentum data.corrupt_ceiling"),
+    "at least 0": (
+        lambda v: v >= 0,
+        """seed crops.local_number crops.jitter crops.blur_sigma method.lambda1 method.lambda2 method.start_epoch teacher.warmup_temp_epochs
+        optimizer.min_lr optimizer.warmup_epochs optimizer.weight_decay optimizer.weight_decay_end optimizer.clip optimizer.freeze_last_layer
+        evaluate.knn_every evaluate.pictures_every speed.workers""",
+    ),
+    "at least 1": (
+        lambda v: v >= 1,
+        """data.per_class data.count data.size crops.global_size crops.local_size backbone.image_size backbone.patch_size backbone.depth
+        backbone.embed_dim backbone.num_heads head.prototypes head.hidden head.bottleneck head.layers head.patch_prototypes train.epochs train.steps
+        train.batch_size train.log_every train.save_every train.keep evaluate.k evaluate.limit_bank speed.threads""",
+    ),
+    "above 0": (
+        lambda v: v > 0,
+        """backbone.mlp_ratio pooling.gamma method.student_temp teacher.temp teacher.warmup_temp teacher.patch_temp teacher.warmup_patch_temp
+        optimizer.lr""",
+    ),
+    "from 0 to 1": (
+        lambda v: 0 <= v <= 1,
+        """data.corrupt_ceiling crops.flip crops.jitter_prob crops.grey_prob crops.blur_prob crops.solarize_prob method.center_momentum
+        masking.ratio masking.var masking.prob masking.show_max teacher.momentum teacher.momentum_end""",
+    ),
     "above 0 and at most 1": (lambda v: 0 < v <= 1, "crops.global_scale crops.local_scale evaluate.crop_pct"),
     "from 0 to below 1": (lambda v: 0 <= v < 1, "backbone.drop_path optimizer.momentum optimizer.betas"),
-}  # fmt: skip
+}
 
 
 @dataclass(frozen=True)
@@ -235,9 +249,11 @@ def contradictions(values: dict[str, object]) -> list[tuple[str, str]]:
     if get("train.steps") is None:
         for key, what in (("optimizer.warmup_epochs", "the learning-rate warm-up"), ("teacher.warmup_temp_epochs", "the temperature warm-up")):
             if get(key) > epochs:
-                found.append((f"{key} train.epochs", f"{what} ({get(key):g} epochs) is longer than the run (train.epochs is {epochs}); shorten it or lengthen the run"))
+                text = f"{what} ({get(key):g} epochs) is longer than the run (train.epochs is {epochs}); shorten it or lengthen the run"
+                found.append((f"{key} train.epochs", text))
         if get("method.start_epoch", 0) >= epochs:
-            found.append(("method.start_epoch train.epochs", f"masking would start at epoch {get('method.start_epoch')} of a run of {epochs}; start it earlier"))
+            text = f"masking would start at epoch {get('method.start_epoch')} of a run of {epochs}; start it earlier"
+            found.append(("method.start_epoch train.epochs", text))
     peak = get("optimizer.lr") * get("train.batch_size") / 256
     if get("optimizer.min_lr") > peak:
         text = f"{get('optimizer.min_lr'):g} is above the peak learning rate {peak:g} (optimizer.lr x train.batch_size / 256); lower it"
@@ -280,7 +296,8 @@ def masking_contradictions(values) -> list[tuple[str, str]]:
     pooling, masking = values["pooling.name"], values["masking.name"]
     row = named("pooling", pooling)
     if "cls_attention" in getattr(row, "needs", ()) and values.get("backbone.class_token") is False:
-        found.append(("pooling.name backbone.class_token", f"`{pooling}` needs a class token and backbone.class_token is false; use simpool, or keep the token"))
+        text = f"`{pooling}` needs a class token and backbone.class_token is false; use simpool, or keep the token"
+        found.append(("pooling.name backbone.class_token", text))
     elif getattr(named("masking", masking), "needs_attention", False) and not getattr(row, "gives_attention", True):
         text = f"`{masking}` hides what the teacher attends to, and pooling `{pooling}` has no attention; use simpool or cls, or mask at random"
         found.append(("masking.name pooling.name", text))

@@ -1,5 +1,6 @@
 """The encoder: order of pooling and norm, what is computed when, transform, spec."""
 
+import copy
 import json
 
 import numpy as np
@@ -107,3 +108,11 @@ def test_state_dict_keys_are_plain():
 
 def test_pooling_in_bf16_model_runs():
     assert build("simpool").bfloat16()(X.bfloat16()).pooled.dtype == torch.bfloat16
+
+
+def test_encoders_of_one_backbone_share_its_norm():
+    encoder = build()
+    other = Encoder(encoder.backbone, SimPool(16))
+    assert other.norm is encoder.norm
+    twin = copy.deepcopy(encoder)
+    assert Encoder(twin.backbone, SimPool(16)).norm is twin.norm is not encoder.norm

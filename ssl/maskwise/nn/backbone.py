@@ -108,6 +108,7 @@ class Backbone(nn.Module):
         self.cls_token, self.reg_token, self.pos_embed = model.cls_token, model.reg_token, model.pos_embed
         self.mask_token = nn.Parameter(torch.zeros(1, self.dim)) if mask_token else None
         self.drop_path = DropPath(self.depth, drop_path)
+        self._handed: tuple[nn.Module] | None = None
 
     @property
     def has_mask_token(self) -> bool:
@@ -132,9 +133,11 @@ class Backbone(nn.Module):
         return image_hw[0] // self.patch_size[0], image_hw[1] // self.patch_size[1]
 
     def take_norm(self) -> nn.Module:
-        """Hand the final norm to whoever orders pooling and norm; the backbone keeps none."""
-        norm, self.norm = self.norm, nn.Identity()
-        return norm
+        """Hand the final norm to whoever orders pooling and norm; encoders that share a backbone share it too."""
+        if self._handed is None:
+            self._handed = (self.norm,)  # in a tuple: remembered, but no longer a part of this module
+            self.norm = nn.Identity()
+        return self._handed[0]
 
     def freeze_as_teacher_(self) -> Backbone:
         """Make this a teacher's backbone in place: no mask token, no drop path, no gradients (attmask.md 1.1)."""

@@ -27,17 +27,17 @@ maskwise_install() {  # $1: extra or nothing
     if [ -f "$stamp" ] && [ "$(cat "$stamp")" = "$hash" ]; then
         return
     fi
-    pip=("$PYTHON" -m pip --disable-pip-version-check install --quiet)
+    pip=("$PYTHON" -m pip --disable-pip-version-check install -qq)
     echo "maskwise: installing into $MASKWISE_VENV (once; a minute or two)" >&2
     "$PYTHON" -c 'import setuptools, wheel; from setuptools import __version__ as v; assert int(v.split(".")[0]) >= 64' \
         >/dev/null 2>&1 || "${pip[@]}" "setuptools>=64" wheel
-    if ! "$PYTHON" -c 'import torch' >/dev/null 2>&1; then
+    if ! "$PYTHON" -c 'from importlib.metadata import version; version("torch")' >/dev/null 2>&1; then
         "${pip[@]}" "${MASKWISE_TORCH:-torch==2.13.0}" \
             || { echo "maskwise: ${MASKWISE_TORCH:-torch==2.13.0} is not to be had here; trying any torch" >&2; "${pip[@]}" torch; } \
             || maskwise_fail "torch could not be installed; is a package index within reach?"
     fi
     # the torch that is there stays: torchvision follows it, not the other way round
-    "$PYTHON" -c 'import torch; print("torch==" + torch.__version__.split("+")[0])' > "$MASKWISE_VENV/constraints.txt"
+    "$PYTHON" -c 'from importlib.metadata import version; print("torch==" + version("torch").split("+")[0])' > "$MASKWISE_VENV/constraints.txt"
     "${pip[@]}" --no-build-isolation --constraint "$MASKWISE_VENV/constraints.txt" --editable "$wanted" \
         || maskwise_fail "the installation failed (see above); remove $MASKWISE_VENV to start afresh"
     echo "$hash" > "$stamp"

@@ -8,5 +8,6 @@ if [ "${1:-}" = "--all" ]; then
     if command -v nvidia-smi >/dev/null 2>&1; then filter="slow or not slow"; fi
 fi
 arguments=("$@")
+export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"  # ranks and workers of the tests would fight over the cores
 source launch/env.sh test
 exec "$PYTHON" -m pytest -q -m "$filter" ${arguments[@]+"${arguments[@]}"}

@@ -7,7 +7,7 @@ import pytest
 @pytest.mark.slow
 @pytest.mark.parametrize("name", mutants.MUTANTS)
 def test_a_planted_fault_is_noticed(name):
-    assert mutants.verdict(name) == "caught"
+    assert mutants.verdict(mutants.MUTANTS[name]) == "caught"
 
 
 def test_every_fault_can_be_planted():

@@ -199,6 +199,19 @@ def test_every_trainable_parameter_is_the_students_and_in_a_group():
     assert gains and all(torch.equal(gain, torch.ones_like(gain)) for gain in gains)
 
 
+def test_a_vit_of_twelve_blocks_has_the_references_number_of_tensors_in_each_group():
+    from maskwise.methods import IBOT
+    from maskwise.methods.masking import MASKINGS
+    from maskwise.nn import CLS, Backbone, Encoder, ProjectionHead
+
+    backbone = Backbone("vit_small_patch16_224", image_size=32, embed_dim=12, num_heads=3, mask_token=True)
+    head = ProjectionHead(12, 8, hidden=4, bottleneck=4, norm_last_layer=False)
+    decayed, plain = parameter_groups(IBOT(Encoder(backbone, CLS(12)), head, MASKINGS["block"]()))
+    assert (len(decayed["params"]), len(plain["params"])) == (57, 102)
+    for part_ in ("cls_token", "pos_embed", "mask_token", "weight_g", "weight_v"):
+        assert any(part_ in name for name in decayed["names"])
+
+
 def test_losses_are_float32_under_autocast():
     made = method(masking="random", dtype=torch.float32)
     with torch.autocast("cpu", torch.bfloat16):

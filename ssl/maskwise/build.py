@@ -145,14 +145,14 @@ def train(recipe: Recipe, out, *, quiet: bool = False) -> dict:
     begun = known_run(folder, recipe)
     data = dataset(recipe)
     check_run(recipe, len(data), int(os.environ.get("WORLD_SIZE", "1")))
-    test = dataset(recipe, "test") if recipe.evaluate.knn_every else None
-    prepare_folder(folder)
+    test = labelled_test(recipe, data)
     if recipe.speed.threads:
         torch.set_num_threads(recipe.speed.threads)
     world = World.start()
     try:
         precision = begun.get("precision") or resolved_precision(recipe, world.device)
         running = trainer(recipe, world, images=len(data), precision=precision)
+        prepare_folder(folder)
         if world.is_main and not begun:
             write_run(folder, recipe, world, precision, len(data))
         world.barrier()
@@ -164,7 +164,7 @@ def train(recipe: Recipe, out, *, quiet: bool = False) -> dict:
         )  # fmt: skip
         crops = MultiCrop(**recipe.crops.keywords(), seed=recipe.seed)
         per_epoch = running.steps_per_epoch
-        if running.total_steps and world.is_main and not quiet:
+        if world.is_main and not (folder / "checkpoints" / f"step_{running.total_steps:08d}").is_dir():
             journal.say(opening(recipe, running, data, begun, folder))
         result = fit(
             running,
@@ -211,10 +211,18 @@ def masks_picture(teacher: Encoder, model, batch) -> dict:
     return {"attention_and_masks": training_sheet(model.teacher.encoder, images, model.masking, batch.index[: len(images)])}
 
 
+def labelled_test(recipe: Recipe, bank):
+    """The test images of the k-NN on the way, None where the recipe wants none; raises UserError where labels are missing."""
+    test = dataset(recipe, "test") if recipe.evaluate.knn_every else None
+    if test is not None:
+        for role, found in (("training", bank), ("test", test)):
+            if found.labels is None:
+                raise UserError(f"evaluate.knn_every: the {role} images have no labels; give one subfolder per class, or evaluate.knn_every=0")
+    return test
+
+
 def knn_of_teacher(model, *, recipe: Recipe, bank, test, world: World) -> Report:
     """k-NN of the teacher's features: the bank is the training images without augmentation, if they have labels."""
-    if bank.labels is None:
-        raise UserError("evaluate.knn_every: the training images have no labels to vote with; give evaluate.knn_every=0 and evaluate afterwards")
     limit = recipe.evaluate.limit_bank
     data = {"train": first_of(bank, limit) if limit else bank, "test": test}
     return EVALUATIONS["knn"](model.teacher.encoder, data, world, k=recipe.evaluate.k)

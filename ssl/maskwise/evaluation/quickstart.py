@@ -56,7 +56,7 @@ class Some:
         return f"{self.dataset.fingerprint()}:{len(self)}"
 
 
-def quickstart(encoder, untrained, run_folder, data: dict, *, bank: int = 2048, queries: int = 1024) -> Story:
+def quickstart(encoder, untrained, run_folder, data: dict, *, bank: int = 1024, queries: int = 512) -> Story:
     """Compare a trained encoder with its untrained self, raw pixels and chance; draw it; save it -> Story.
 
     data: {"train", "test"}, evenly thinned to `bank` and `queries` images; labels give the k-NN, `.mask` gives the share of

@@ -1,8 +1,8 @@
 """Embedded data: one textured thing on a textured ground, with its class, box and mask; drawn from keys, no file is read.
 
-Brightness, contrast and spectrum tell nothing about where the thing is. The ground is the phase-randomised double of a texture
-of the same families, laid over its own mirror images: of the same power at every scale, different only in structure. So objectness
-has to be learned; it cannot be read off a patch's mean, variance or gradient.
+Brightness, colour, contrast and spectrum tell nothing about where the thing is. The ground is the phase-randomised double of a texture
+of the same families, laid over its own mirror images: of the same power at every scale, different only in structure; both are equally bright and equally
+coloured, the ground in any hue and the thing in one near its class's, which neighbouring classes share. So objectness has to be learned; it cannot be read off a patch's mean, variance or gradient.
 """
 
 from __future__ import annotations
@@ -33,7 +33,8 @@ VERSION = 1  # part of the fingerprint: any change to the pictures raises it
 
 AREA = (0.15, 0.36)  # share of the image that the silhouette covers
 PERIOD = (0.115, 0.15)  # of the texture, as a share of the image's side
-CONTRAST = 0.2  # standard deviation of the texture, as a share of the way between the two colours
+CONTRAST = 30  # standard deviation of the texture, in grey levels
+TINT = 30  # grey levels; a thing's hue is near its class's, the ground's is any
 
 _SCALARS = 40  # uniforms that describe one image, before those of the ground's phases
 
@@ -76,9 +77,10 @@ class Shapes:
         period = self.size * (PERIOD[0] + (PERIOD[1] - PERIOD[0]) * u[8])
         thing = _even(_texture(self.size, kind, period, u[10:20]), period)
         ground = _scrambled(_texture(self.size, int(u[9] * len(CLASSES)), period, u[20:30]), period, noise)
-        level = 0.5 + CONTRAST * (ground + cover * (thing - ground))
-        dark, light = _colours(u[30:36])
-        pixels = dark[:, None, None] + (light - dark)[:, None, None] * level
+        field = CONTRAST * (1 + 0.4 * (u[31] - 0.5)) * (ground + cover * (thing - ground))
+        hue, around = (kind + 2 * (u[32] - 0.5)) / len(CLASSES), u[33]
+        tint = _tint(around)[:, None, None] + cover * (_tint(hue) - _tint(around))[:, None, None]
+        pixels = 128 + 30 * (u[30] - 0.5) + field + tint
         return torch.from_numpy(np.clip(pixels, 0, 255).astype(np.uint8))
 
     def mask(self, i: int) -> Tensor:
@@ -226,9 +228,6 @@ def _even(field: np.ndarray, period: float) -> np.ndarray:
     return field / field.std()
 
 
-def _colours(u: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Two colours of clearly different brightness, shared by thing and ground -> float32 [3], [3] in grey levels."""
-    grey = 128 + 30 * (u[0] - 0.5)
-    tint = 50 * (u[1:4] - 0.5)
-    step = 75 * (1 + 0.4 * (u[3:6] - 0.5))
-    return (grey + tint - step).astype(np.float32), (grey + tint + step).astype(np.float32)
+def _tint(hue: float) -> np.ndarray:
+    """A colour of no brightness, hue in turns -> float32 [3] in grey levels, sum 0."""
+    return (TINT * np.cos(2 * math.pi * (hue - np.arange(3) / 3))).astype(np.float32)

@@ -18,6 +18,7 @@ from maskwise.data import augment as colour
 from maskwise.data import loader
 from maskwise.data.datasets import DATASETS
 from maskwise.data.multicrop import MultiCrop
+from maskwise.data.subset import evenly
 from maskwise.distributed.world import World
 from maskwise.engine.checkpoint import Checkpoints
 from maskwise.engine.journal import Journal, prepare_folder
@@ -224,38 +225,8 @@ def labelled_test(recipe: Recipe, bank):
 def knn_of_teacher(model, *, recipe: Recipe, bank, test, world: World) -> Report:
     """k-NN of the teacher's features: the bank is the training images without augmentation, if they have labels."""
     limit = recipe.evaluate.limit_bank
-    data = {"train": first_of(bank, limit) if limit else bank, "test": test}
+    data = {"train": evenly(bank, limit) if limit else bank, "test": test}
     return EVALUATIONS["knn"](model.teacher.encoder, data, world, k=recipe.evaluate.k)
-
-
-class Subset:
-    """Some images of a dataset, evenly spread over its order."""
-
-    def __init__(self, data, rows: torch.Tensor):
-        self.data, self.rows, self.classes = data, rows.tolist(), data.classes
-        self.labels = None if data.labels is None else data.labels[rows]
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def image(self, index: int) -> torch.Tensor:
-        """uint8 [3, H, W] of one image."""
-        return self.data.image(self.rows[index])
-
-    def name(self, index: int) -> str:
-        """Name of one image."""
-        return self.data.name(self.rows[index])
-
-    def fingerprint(self) -> str:
-        """Digest of the whole set and of the rows taken."""
-        return f"{self.data.fingerprint()}:{len(self.rows)}"
-
-
-def first_of(data, count: int):
-    """At most `count` images, evenly spread, so that every class keeps its share."""
-    if count >= len(data):
-        return data
-    return Subset(data, torch.arange(count) * len(data) // count)
 
 
 def known_run(folder: Path, recipe: Recipe) -> dict:
@@ -317,11 +288,11 @@ def evaluate(name: str, model, *, train=None, test=None, **options) -> Report:
     if not data and isinstance(model, (str, Path)) and (Path(model) / "recipe.yaml").is_file():
         recipe = read_recipe(model)
         data = {role: found for role in ("train", "test") if (found := dataset(recipe, role)) is not None}
-    missing = [role for role in ("train", "test") if role not in data]
+    missing = [role for role in getattr(EVALUATIONS[name], "needs", ("train", "test")) if role not in data]
     if missing:
         raise UserError(f"evaluate {name}: no {' and no '.join(missing)} images; give {' '.join(f'{role}=FOLDER' for role in missing)} (one subfolder per class)")
     for role, found in data.items():
-        if found.labels is None:
+        if found.labels is None and getattr(EVALUATIONS[name], "labels", True):
             raise UserError(f"evaluate {name}: {role} has no labels; give a folder with one subfolder per class")
     report = EVALUATIONS[name](built, data, **options)
     if isinstance(model, (str, Path)) and Path(model).is_dir():

@@ -60,7 +60,7 @@ def test_rows_are_those_of_the_images_one_by_one():
     assert torch.allclose(bank.patch_mean, torch.cat([one.patches.mean(1) for one in alone]), atol=1e-6)
     assert torch.equal(bank.labels, data.labels) and bank.index.tolist() == list(range(11))
     assert len(bank) == 11 and not bank.corrupt and bank.seconds > 0 and not bank.pooled.requires_grad
-    assert features.extract(net, data, patch_means=False).patch_mean is None
+    assert features.extract(net, data, "pooled").patch_mean is None
 
 
 def test_modes_are_put_back_and_nothing_else_moves():
@@ -131,11 +131,11 @@ class Rank:
 def test_ranks_share_the_images_without_overlap():
     net, data = Net(), Images(10)
     ranks = [Rank(r) for r in range(3)]
-    rows = torch.cat([features.extract(net, data, world=rank).index for rank in ranks])
+    rows = torch.cat([features.extract(net, data, "pooled", world=rank, batch_size=2).index for rank in ranks])
     assert rows.sort().values.tolist() == list(range(10))
-    joined = torch.cat([rank.parts[1] for rank in ranks])[torch.argsort(rows)]
-    assert torch.allclose(joined, features.extract(net, data).pooled, atol=1e-6)
-    assert [len(rank.parts[0]) for rank in ranks] == [4, 3, 3]
+    joined = torch.cat([rank.parts[0] for rank in ranks])[torch.argsort(rows)]
+    assert torch.equal(joined, features.extract(net, data, batch_size=2).pooled)  # whole batches go round: not a bit differs
+    assert [rank.parts[1].tolist() for rank in ranks] == [[0, 1, 6, 7], [2, 3, 8, 9], [4, 5]]
 
 
 def test_pixels_are_resized_normalised_and_flat():
@@ -166,3 +166,72 @@ def test_a_real_encoder_on_images_of_many_sizes():
     alone = encoder.eval()(encoder.transform(data.image(5))[None])
     assert torch.allclose(bank.pooled[5], alone.pooled[0], atol=1e-5)
     assert torch.allclose(bank.patch_mean[5], alone.patches[0].mean(0), atol=1e-5)
+
+
+def small(pooling="cls", **options):
+    from maskwise.nn import POOLINGS, Backbone, Encoder
+
+    torch.manual_seed(0)
+    backbone = Backbone("vit_tiny_patch16_224", image_size=16, patch_size=4, embed_dim=24, depth=5, num_heads=2, **options)
+    return Encoder(backbone, POOLINGS[pooling](24)).eval()
+
+
+def test_layers_against_the_blocks_one_after_the_other():
+    """The class token of each of the last four blocks, each through the final norm: 4 x 24 wide (attmask.md 9, fact 58)."""
+    encoder, data = small(reg_tokens=2), Images(3)
+    names = ("cls4", "cls", "mean2", "pooled", "patch_mean", "pooled+patch_mean", "pooled~patch_mean", "patches", "keys", "attention")
+    bank = features.extract(encoder, data, names, batch_size=2)
+    backbone = encoder.backbone
+    x = backbone._embed(torch.stack([encoder.transform(data.image(i)) for i in range(3)]), None, (4, 4))
+    outputs = []
+    with torch.no_grad():
+        for block in backbone.blocks:
+            x = block(x)
+            outputs.append(encoder.norm(x))
+    assert bank["cls4"].shape == (3, 96)
+    close = lambda a, b: torch.allclose(a, b, atol=1e-5)  # noqa: E731
+    assert close(bank["cls4"], torch.cat([each[:, 0] for each in outputs[-4:]], dim=1))
+    assert close(bank["cls"], outputs[-1][:, 0]) and close(bank["cls"], bank["pooled"])
+    assert close(bank["mean2"], torch.cat([each[:, 3:].mean(1) for each in outputs[-2:]], dim=1))
+    assert close(bank["pooled+patch_mean"], torch.cat([bank["pooled"], bank["patch_mean"]], dim=1))
+    assert close(bank["pooled~patch_mean"][:, ::2], bank["pooled"]) and close(bank["pooled~patch_mean"][:, 1::2], bank["patch_mean"])
+    assert close(bank["patches"].mean(1), bank["patch_mean"]) and bank["keys"].shape == (3, 16, 24) and bank["attention"].shape == (3, 2, 16)
+
+
+@pytest.mark.parametrize("name, reason", [("cls4", "needs a class token"), ("mean6", "wants 6 blocks"), ("poled", "no feature 'poled'"), ("pooled+", "no feature"), ("cls0", "no feature")])
+def test_a_feature_that_is_not_there(name, reason):
+    with pytest.raises(UserError, match=reason):
+        features.extract(small("simpool", class_token=False), Images(2), name)
+
+
+def test_a_view_takes_the_place_of_the_transform():
+    encoder, data = small(), Images(5)
+    dark = features.extract(encoder, data, "pooled", view=lambda image, i: torch.full((3, 16, 16), 8 * i, dtype=torch.uint8))
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (encoder.mean, encoder.std))
+    inputs = torch.stack([(torch.full((3, 16, 16), 8 * i) / 255 - mean) / std for i in range(5)])
+    with torch.no_grad():
+        assert torch.allclose(dark.pooled, encoder(inputs).pooled, atol=1e-5)
+
+
+def test_bf16_is_close_and_kept_small():
+    encoder, data = small(), Images(6)
+    full, half = (features.extract(encoder, data, "pooled", precision=name).pooled for name in ("fp32", "bf16"))
+    assert half.dtype == torch.bfloat16 and full.dtype == torch.float32
+    assert 0 < (half.float() - full).abs().max() < 0.1
+    with pytest.raises(UserError, match="precision='half'"):
+        features.extract(encoder, data, precision="half")
+
+
+def test_streaming_leaves_gradients_to_the_caller():
+    encoder = small().train()
+    for index, images, seen in features.stream(encoder, Images(5), rows=torch.tensor([4, 1, 3]), batch_size=2, layers=(-1,)):
+        assert torch.is_grad_enabled() and not seen.pooled.requires_grad and not encoder.training
+        assert images.shape == (len(index), 3, 16, 16) and len(seen.layers) == 1
+    assert encoder.training and index.tolist() == [3]
+
+
+def test_weights_have_a_fingerprint():
+    same, other = small(), small()
+    assert features.weights_fingerprint(same) == features.weights_fingerprint(other.train())
+    other.norm.eps = 1e-5
+    assert features.weights_fingerprint(same) != features.weights_fingerprint(other)

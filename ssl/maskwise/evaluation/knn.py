@@ -48,8 +48,8 @@ def knn(
     options = {"world": world, "batch_size": batch_size}
     sides = {}
     if names:
-        train, test = (features.extract(encoder, data[role], patch_means="patch_mean" in names, **options) for role in ("train", "test"))
-        sides = {name: (getattr(train, name), getattr(test, name)) for name in names}
+        train, test = (features.extract(encoder, data[role], names, **options) for role in ("train", "test"))
+        sides = {name: (train[name], test[name]) for name in names}
     if pixels:
         normal = {"mean": encoder.mean, "std": encoder.std}
         train, test = (features.pixels(data[role], size, **normal, **options) for role in ("train", "test"))

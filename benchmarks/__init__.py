@@ -1,0 +1,1 @@
+"""What the speed of maskwise is measured against and with; not part of the installed package."""

@@ -27,6 +27,7 @@ from maskwise.engine.optim import check_groups, make_optimizer, parameter_groups
 from maskwise.engine.trainer import Trainer
 from maskwise.evaluation import EVALUATIONS
 from maskwise.evaluation.report import Report
+from maskwise.export import folder as exported_folder
 from maskwise.export import layouts
 from maskwise.functional import draws, schedules
 from maskwise.functional.errors import UserError
@@ -330,7 +331,7 @@ def look(model, images, out, masking: str = "attmask_high", ratio: float = 0.5) 
 def export(model, folder) -> Path:
     """Write an encoder, or what `maskwise.load` accepts, as config.json and model.safetensors."""
     built = layouts.load(model) if isinstance(model, (str, Path)) else model
-    layouts.export_folder(built, folder)
+    exported_folder.write(built, folder)
     return Path(folder)
 
 

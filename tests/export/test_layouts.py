@@ -8,6 +8,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from maskwise.export import folder as exported
 from maskwise.export import layouts
 from maskwise.functional.errors import UserError
 from maskwise.nn import POOLINGS, Backbone, Encoder, ProjectionHead
@@ -52,11 +53,11 @@ def research_file(path, student, teacher, **more):
 def test_export_round_trip(tmp_path):
     encoder = build("simpool", {"gamma": 2.0, "beta": True}, drop_path=0.1, mask_token=True)
     encoder.crop_pct = 1.0
-    layouts.export_folder(encoder, tmp_path / "out")
+    exported.write(encoder, tmp_path / "out")
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["config.json", "model.safetensors"]
     back = layouts.load(tmp_path / "out")
     assert same(back, encoder) and back.crop_pct == 1.0 and not back.training
-    layouts.export_folder(build(), tmp_path / "out")  # an earlier export is replaced
+    exported.write(build(), tmp_path / "out")  # an earlier export is replaced
     assert same(layouts.load(tmp_path / "out"), build())
     assert [p.name for p in tmp_path.iterdir()] == ["out"]
 
@@ -64,10 +65,10 @@ def test_export_round_trip(tmp_path):
 def test_export_spares_other_folders(tmp_path):
     (tmp_path / "photo.jpg").write_text("mine")
     with pytest.raises(UserError, match="something other than an export"):
-        layouts.export_folder(build(), tmp_path)
+        exported.write(build(), tmp_path)
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError):
-        layouts.export_folder(build(), tmp_path / "file" / "inside")
+        exported.write(build(), tmp_path / "file" / "inside")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["file", "photo.jpg"]
 
 

@@ -5,21 +5,18 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import os
-import shutil
-import tempfile
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from maskwise.export import folder as exported
 from maskwise.functional.errors import UserError
 from maskwise.nn.backbone import Backbone, mismatch, read_tensors, strip_prefixes
 from maskwise.nn.encoder import Encoder, encoder_from_spec
 
-CONFIG, MODEL, SPEC = "config.json", "model.safetensors", "encoder.json"
-FORMAT = "maskwise-encoder-1"
+MODEL, SPEC = "model.safetensors", "encoder.json"
 LAYOUTS = ("dino", "ibot", "attmask", "simpool", "timm")
 NAMES = {192: "vit_tiny_patch16_224", 384: "vit_small_patch16_224", 768: "vit_base_patch16_224", 1024: "vit_large_patch16_224"}
 POOLING_PARENTS = {"simpool.": "after", "gp.pool.": "before", "global_pool.pool.": "before"}
@@ -56,58 +53,9 @@ def load(path, *, weights: str = "teacher", layout: str | None = None, **overrid
     return _overridden(encoder, overrides).eval()
 
 
-def export_folder(encoder: Encoder, folder) -> None:
-    """Write config.json and model.safetensors as a whole or not at all; an earlier export there is replaced.
-
-    Raises UserError for a folder that holds something else or cannot be written.
-    """
-    from safetensors.torch import save_file
-
-    folder = Path(folder)
-    if folder.exists() and not (folder.is_dir() and (not any(folder.iterdir()) or _config(folder) is not None)):
-        raise UserError(f"{folder} holds something other than an export: give a new folder")
-    config = {"format": FORMAT, "encoder": encoder.spec()}
-    tensors = {key: value.detach().cpu().contiguous() for key, value in encoder.state_dict().items()}
-    aside = None
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        aside = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
-        save_file(tensors, aside / MODEL, metadata={"format": "pt"})
-        (aside / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
-        for file in (aside / MODEL, aside / CONFIG):
-            _flush(file)
-        aside.chmod(0o755)
-        if folder.exists():
-            old = aside.with_name(aside.name + ".old")
-            folder.rename(old)
-            aside.rename(folder)
-            shutil.rmtree(old)
-        else:
-            aside.rename(folder)
-    except OSError as error:
-        if aside is not None:
-            shutil.rmtree(aside, ignore_errors=True)
-        raise UserError(f"cannot write {folder}: {error.strerror or error}; give a folder that can be written") from None
-
-
-def _flush(path: Path) -> None:
-    with open(path, "rb") as file:
-        os.fsync(file.fileno())
-
-
-def _config(folder: Path) -> dict | None:
-    """The spec in an exported folder, or None where there is none of ours."""
-    try:
-        config = json.loads((folder / CONFIG).read_text())
-    except (OSError, ValueError):
-        return None
-    return config["encoder"] if isinstance(config, dict) and config.get("format") == FORMAT else None
-
-
 def _load_folder(folder: Path, weights: str) -> Encoder:
-    spec = _config(folder)
-    if spec is not None:
-        return _filled(spec, read_tensors(folder / MODEL), folder)
+    if exported.spec_of(folder) is not None:
+        return _filled(*exported.read(folder), folder)
     checkpoint = folder
     if (folder / "checkpoints").is_dir():
         last = folder / "checkpoints" / "last"
@@ -115,7 +63,7 @@ def _load_folder(folder: Path, weights: str) -> Encoder:
             raise UserError(f"{folder} holds no checkpoint yet: let the run reach its first one (train.save_every)")
         checkpoint = last.parent / last.read_text().strip()
     if not (checkpoint / SPEC).is_file():
-        raise UserError(f"{folder} is neither a run folder nor an exported one: it has no {CONFIG} of ours and no checkpoints")
+        raise UserError(f"{folder} is neither a run folder nor an exported one: it has no config.json of ours and no checkpoints")
     try:
         spec = json.loads((checkpoint / SPEC).read_text())
     except (OSError, ValueError) as error:

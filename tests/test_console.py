@@ -109,7 +109,7 @@ def test_several_mistakes_in_a_recipe(train):
 
 def test_a_recipe_that_is_not_there(train):
     status, text = train(recipe="debug/tinny")
-    assert status == 2 and text.startswith("maskwise: no recipe debug/tinny; did you mean `debug/tiny`?; shipped recipes: debug/tiny, ")
+    assert status == 2 and text.startswith("maskwise: no recipe debug/tinny; did you mean `debug/tiny`?; give a YAML file")
 
 
 def test_a_temperature_warm_up_longer_than_the_run(train):

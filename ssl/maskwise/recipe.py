@@ -13,7 +13,7 @@ from typing import Any, Callable, Literal, Mapping, Optional, Union
 
 from maskwise.functional.errors import UserError
 from maskwise.recipe_schema import REQUIRED, UNSET, Key, check_bounds, contradictions, nearest, schema, unbuildable, unread
-from maskwise.recipe_text import Entry, Misread, Scalar, convert, parse, read, write
+from maskwise.recipe_text import Entry, Misread, Scalar, convert, header, parse, read, write
 
 SHIPPED = Path(__file__).parent / "configs"
 
@@ -228,10 +228,11 @@ class Recipe:
         return [f"{key}: {mine[key]} -> {theirs[key]}" for key in keys if mine[key] != theirs[key]]
 
 
-def read_recipe(path: str | Path, *overrides: str) -> Recipe:
+def read_recipe(path: str | Path, *overrides: str, try_model: bool = True) -> Recipe:
     """The recipe of a file, a run folder or a shipped name (`pretrain/attmask_hint_vits16`), with `section.key=value` overrides.
 
-    Raises UserError that names every mistake at once, each with its place."""
+    Raises UserError that names every mistake at once, each with its place. Without `try_model` nobody asks whether the model can be built.
+    """
     found, source = locate(path)
     layers, mistakes = chain(found, source)
     if overrides:
@@ -257,7 +258,7 @@ def read_recipe(path: str | Path, *overrides: str) -> Recipe:
         elif rule.default is not UNSET and key not in values:
             values[key] = rule.default
     if not mistakes:
-        for concerned, why in contradictions(values) or unbuildable(values):
+        for concerned, why in contradictions(values) or (unbuildable(values) if try_model else []):
             keys_said = concerned.split()
             written = [entries[key].origin for key in keys_said if key in entries]
             named = "" if why.startswith(f"{keys_said[0]}.") else f"{keys_said[0]}: "
@@ -267,6 +268,8 @@ def read_recipe(path: str | Path, *overrides: str) -> Recipe:
             text = "k-NN needs labelled test images; give data.test_path or data.test_split, or 0"
             mistakes = [f"{entries['evaluate.knn_every'].origin}: evaluate.knn_every: {text}"]
         values["evaluate.knn_every"] = 0
+    if mistakes and not overrides and (awaited := header(found.read_text(encoding="utf-8-sig")).not_yet):
+        raise UserError(f"{source} cannot run yet: {awaited}")
     if mistakes:
         raise UserError(told(mistakes, source))
     ordered = {key: values[key] for key in keys if key in values}
@@ -306,8 +309,13 @@ def locate(path: str | Path) -> tuple[Path, str]:
             return inside, f"configs/{inside.relative_to(SHIPPED).as_posix()}"
     if given.is_dir():
         raise UserError(f"{path} is a folder without a recipe.yaml; give a recipe file")
-    shipped = sorted(each.relative_to(SHIPPED).with_suffix("").as_posix() for each in SHIPPED.glob("*/*.yaml"))
-    raise UserError(f"no recipe {path}{nearest(str(path).removesuffix('.yaml').removeprefix('configs/'), shipped)}; shipped recipes: {', '.join(shipped)}")
+    near = nearest(str(path).removesuffix(".yaml").removeprefix("configs/"), shipped())
+    raise UserError(f"no recipe {path}{near}; give a YAML file, or one that `maskwise list recipes` names")
+
+
+def shipped() -> list[str]:
+    """The names of the recipes that come with the package."""
+    return sorted(each.relative_to(SHIPPED).with_suffix("").as_posix() for each in SHIPPED.glob("*/*.yaml"))
 
 
 def chain(path: Path, source: str) -> tuple[list[dict[str, Entry]], list[str]]:

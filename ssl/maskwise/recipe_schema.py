@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
+import functools
 import importlib
 import inspect
 import re
 import types
 import typing
+import warnings
 from dataclasses import dataclass, fields
 
 from maskwise.functional.errors import UserError
@@ -79,6 +82,7 @@ class Key:
 
     kind: object
     default: object
+    owner: str = ""  # the timm class that a key of section backbone is handed on to
 
 
 class Unknown(Exception):
@@ -155,13 +159,24 @@ def constructor_keys(section: str, cls: type) -> dict[str, Key]:
         if default is None:  # a class may leave a default to its subclasses
             default = getattr(cls, f"default_{name}", None)
         keys[name] = Key(KINDS.get(dotted) or kind_of(hints.get(name), default), default)
-    if section == "backbone":
-        from maskwise.nn.backbone import OWN_NAMES, timm_vit
-
-        parameters, hints = parameters_of(timm_vit.VisionTransformer)
-        passed = [each for each in parameters.values() if each.name not in keys and each.name not in {*OWN_NAMES, *NOT_FOR_RECIPES}]
-        keys.update({each.name: Key(kind_of(hints.get(each.name), each.default), UNSET) for each in passed})
     return keys
+
+
+@functools.lru_cache
+def timm_keys(name: str) -> dict[str, Key]:
+    """The keys of section backbone that are handed on to the class of timm's model `name`; none is recorded unless given."""
+    from maskwise.nn.backbone import OWN_NAMES, timm, timm_vit
+
+    import torch
+
+    family = timm_vit.VisionTransformer
+    if not timm.models.model_entrypoint(name).__module__.endswith(".vision_transformer"):
+        with contextlib.suppress(Exception), warnings.catch_warnings(), torch.device("meta"):  # what cannot be built so is refused later, with its reason
+            warnings.simplefilter("ignore")
+            family = type(timm.create_model(name, pretrained=False))
+    parameters, hints = parameters_of(family)
+    passed = [each for each in parameters.values() if each.name not in {*OWN_NAMES, *NOT_FOR_RECIPES}]
+    return {each.name: Key(kind_of(hints.get(each.name), each.default), UNSET, family.__name__) for each in passed}
 
 
 def kind_of(hint, default):
@@ -208,7 +223,9 @@ def schema(sections: dict[str, type], names: dict[str, str]) -> tuple[dict[str, 
             if each.name != "arguments" and dotted not in withheld:
                 keys[dotted] = Key(hints[each.name], each.default)
         if section in classes:
-            keys.update({f"{section}.{name}": key for name, key in constructor_keys(section, classes[section]).items()})
+            own = constructor_keys(section, classes[section])
+            passed = timm_keys(names[section]) if section == "backbone" else {}
+            keys.update({f"{section}.{name}": key for name, key in {**own, **{name: passed[name] for name in passed if name not in own}}.items()})
     return keys, unknown
 
 
@@ -238,7 +255,8 @@ def unread(key: str, keys: dict[str, Key], sections) -> str:
     homes = [each for each in keys if each.partition(".")[2] == name]
     near = nearest(name, here) or (f"; did you mean `{homes[0]}`?" if homes else "")
     listed = [each for each in here if keys[f"{section}.{each}"].default is not UNSET]
-    more = " and the arguments of timm's VisionTransformer" if len(listed) < len(here) else ""
+    owner = next((keys[f"{section}.{each}"].owner for each in here if keys[f"{section}.{each}"].owner), "")
+    more = f" and the arguments of timm's {owner}" if owner else ""
     return f"nothing reads this key{near}; section {section} accepts {', '.join(listed)}{more}"
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import re
 import types
@@ -31,6 +32,26 @@ class Entry:
 
     value: object
     origin: str
+
+
+@dataclass(frozen=True)
+class Header:
+    """What the comment at the head of a recipe says: its first line, and the lines `command`, `cost` and `result`."""
+
+    title: str = ""
+    command: str = ""
+    cost: str = ""
+    result: str = ""
+
+    @property
+    def published(self) -> str:
+        """The published part of the result, "" where there is none."""
+        return self.result.partition("published: ")[2]
+
+    @property
+    def not_yet(self) -> str:
+        """What the recipe waits for, "" where it can run."""
+        return self.result.removeprefix("not yet: ").partition("; ")[0] if self.result.startswith("not yet: ") else ""
 
 
 class Misread(Exception):
@@ -97,6 +118,13 @@ def read(path: Path, source: str) -> tuple[dict[str, Entry], list[str]]:
     except UnicodeDecodeError:
         raise UserError(f"{source} is not a text file; a recipe is YAML in UTF-8") from None
     return parse(text, source)
+
+
+def header(text: str) -> Header:
+    """The header of a recipe's text; what it does not say stays empty."""
+    lines = [line[1:] for line in itertools.takewhile(lambda line: line.startswith("#"), text.splitlines())]
+    said = {name: rest.strip() for line in lines for name, _, rest in [line.strip().partition("  ")] if name in ("command", "cost", "result")}
+    return Header(lines[0].strip() if lines else "", **said)
 
 
 def plain(value) -> object:

@@ -90,7 +90,7 @@ def extract(
     device = torch.device(device) if device is not None else next(encoder.parameters()).device
     options = dict(view=view, batch_size=batch_size, device=device, precision=precision)
     if cache is None:
-        rows, index, corrupt = _gather(*_collect(encoder, dataset, names, _share(len(dataset), world, batch_size), **options), world)
+        rows, index, corrupt = extract_rows(encoder, dataset, names, torch.arange(len(dataset)), world=world, **options)
         origin = dict.fromkeys(names, "computed")
     else:
         store = FeatureStore(cache, _key(encoder, dataset, view, precision), world)
@@ -100,6 +100,17 @@ def extract(
     _some(index, dataset, corrupt)
     labels = None if dataset.labels is None else torch.as_tensor(dataset.labels)[index]
     return FeatureBank(rows, labels, index, fingerprint(dataset), time.perf_counter() - begin, corrupt, str(device), origin)
+
+
+def extract_rows(encoder, dataset, names: Sequence[str], rows: Tensor, *, world=None, batch_size: int = 256, view=None, device=None, precision: str = "fp32"):
+    """Features of some rows int64 [m], in their order, each once: ({name: [m', ...]} on the CPU, index int64 [m'], corrupt).
+
+    Batches go round the ranks and all ranks get everything; nothing is checked and nothing is kept.
+    """
+    rows = torch.as_tensor(rows)
+    mine = rows[_share(len(rows), world, batch_size)]
+    found = _collect(encoder, dataset, names, mine, batch_size=batch_size, view=view, device=device, precision=precision)
+    return _gather(*found, world, rows)
 
 
 def stream(
@@ -187,7 +198,7 @@ def pixels(dataset, size: int = 32, *, mean=(0.485, 0.456, 0.406), std=(0.229, 0
     for index, images in read(dataset, view, _share(len(dataset), world, batch_size), batch_size, corrupt):
         rows.append(index)
         flat.append(images.flatten(1))
-    found, index, corrupt = _gather({"pooled": torch.cat(flat)}, torch.cat(rows), corrupt, world)
+    found, index, corrupt = _gather({"pooled": torch.cat(flat)}, torch.cat(rows), corrupt, world, torch.arange(len(dataset)))
     _some(index, dataset, corrupt)
     labels = None if dataset.labels is None else torch.as_tensor(dataset.labels)[index]
     return FeatureBank(found, labels, index, fingerprint(dataset), time.perf_counter() - begin, corrupt)
@@ -310,21 +321,22 @@ def _plain(value) -> bool:
 
 
 def _share(n: int, world, batch_size: int) -> Tensor:
-    """This rank's rows: whole batches go round the ranks, so that a batch holds the same images for any number of them."""
+    """This rank's places among n: whole batches go round the ranks, so that a batch holds the same images for any number of them."""
     rows = torch.arange(n)
     if world is None or world.size == 1:
         return rows
     return rows[rows // batch_size % world.size == world.rank]
 
 
-def _gather(rows: dict[str, Tensor], index: Tensor, corrupt: dict, world):
-    """Everybody's rows, in the dataset's order."""
+def _gather(rows: dict[str, Tensor], index: Tensor, corrupt: dict, world, order: Tensor):
+    """Everybody's rows, in the order given."""
     if world is not None and world.size > 1:
         shapes = {name: shape for some in world.gather_objects({name: tuple(part.shape[1:]) for name, part in rows.items() if part.ndim > 1}) for name, shape in some.items()}
         rows = {name: world.gather(part.reshape(len(index), *shapes[name])) if name in shapes else part for name, part in rows.items()}
         index = world.gather(index)
         corrupt = {name: reason for some in world.gather_objects(corrupt) for name, reason in some.items()}
-    place = torch.argsort(index)
+    sorted_rows, back = torch.sort(order)
+    place = torch.argsort(back[torch.searchsorted(sorted_rows, index)])
     if torch.equal(place, torch.arange(len(place))):
         return rows, index, corrupt
     return {name: part[place] for name, part in rows.items()}, index[place], corrupt

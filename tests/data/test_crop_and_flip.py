@@ -1,0 +1,31 @@
+import torch
+import torch.nn.functional as F
+from maskwise.data.crop_and_flip import CropAndFlip
+
+
+def test_a_function_of_seed_epoch_and_sample():
+    image = torch.randint(0, 256, (3, 40, 30), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    views = [CropAndFlip((16, 16), seed=s, epoch=e)(image, i) for s, e, i in ((0, 0, 0), (1, 0, 0), (0, 1, 0), (0, 0, 1), (0, 0, 0))]
+    assert all(view.shape == (3, 16, 16) and view.dtype == torch.uint8 for view in views)
+    assert torch.equal(views[0], views[4]) and not any(torch.equal(views[0], view) for view in views[1:4])
+
+
+def test_the_pixels_are_those_of_the_box():
+    image = torch.randint(0, 256, (3, 40, 30), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    flips = set()
+    for i in range(12):
+        crop = CropAndFlip((8, 12))
+        (top, left, height, width), flipped = crop.box(40, 30, i)
+        part = F.interpolate(image[None, :, top : top + height, left : left + width].double(), size=(8, 12), mode="bilinear", antialias=True)[0]
+        seen = crop(image, i).double()
+        assert (seen - (part.flip(-1) if flipped else part)).abs().max() <= 1
+        flips.add(flipped)
+    assert flips == {True, False}
+
+
+def test_boxes_are_spread_as_torchvisions():
+    """Area uniform in .08..1 of the image, log-uniform aspect: the means of 2,000 draws."""
+    boxes = torch.tensor([CropAndFlip((8, 8)).box(512, 512, i)[0] for i in range(2000)], dtype=torch.float64)
+    share, aspect = boxes[:, 2] * boxes[:, 3] / 512**2, boxes[:, 3] / boxes[:, 2]
+    assert 0.07 < share.min() and share.max() <= 1 and abs(share.mean() - 0.50) < 0.03  # boxes that do not fit are drawn again, so below .54
+    assert abs(aspect.log().mean()) < 0.02 and 0.74 < aspect.min() and aspect.max() < 1.35

@@ -10,6 +10,7 @@ import pytest
 
 import maskwise
 from maskwise import cli
+from maskwise.evaluation import EVALUATIONS
 from maskwise.functional.errors import UserError
 
 SMALL = ["data.count=16", "train.epochs=1", "teacher.warmup_temp_epochs=1", "evaluate.limit_bank=null"]
@@ -81,7 +82,7 @@ def test_evaluate(run, main, tmp_path):
 @pytest.mark.parametrize(
     "words, line",
     [
-        (["knm", "RUN"], "no evaluation knm; there are knn"),
+        (["knm", "RUN"], f"no evaluation knm; there are {', '.join(EVALUATIONS)}"),
         (["knn", "RUN", "kk=3"], "evaluate knn has no option kk; did you mean `k`?; it accepts train, test, k, temperature, feature, pixels, few_shot, batch_size"),
         (["knn", "RUN", "k=1", "k=2"], "evaluate knn: k is given twice; keep one"),
         (["knn", "RUN", "fast"], "evaluate knn: `fast` is not key=value"),

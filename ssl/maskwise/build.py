@@ -277,10 +277,11 @@ def images_at(path, split: str | None = None):
     return path if hasattr(path, "image") else DATASETS["folder"](path=path, split=split)
 
 
-def evaluate(name: str, model, *, train=None, test=None, **options) -> Report:
+def evaluate(name: str, model, *, train=None, test=None, world: World | None = None, **options) -> Report:
     """Run an evaluation on an encoder, or on what `maskwise.load` accepts; train and test are folders or datasets.
 
-    Where they are not given, a run folder's own data serve. Raises UserError for an unknown evaluation or missing data.
+    Where they are not given, a run folder's own data serve. What is loaded here goes to this machine's GPU, if there is one, an
+    encoder stays where it is; under torchrun the ranks share the work and all get the report. Raises UserError for an unknown evaluation or missing data.
     """
     if name not in EVALUATIONS:
         raise UserError(f"no evaluation {name}; there are {', '.join(EVALUATIONS)}")
@@ -295,11 +296,18 @@ def evaluate(name: str, model, *, train=None, test=None, **options) -> Report:
     for role, found in data.items():
         if found.labels is None and getattr(EVALUATIONS[name], "labels", True):
             raise UserError(f"evaluate {name}: {role} has no labels; give a folder with one subfolder per class")
-    report = EVALUATIONS[name](built, data, **options)
-    if isinstance(model, (str, Path)) and Path(model).is_dir():
-        with contextlib.suppress(OSError):
-            (Path(model) / "reports").mkdir(exist_ok=True)
-            report.save(Path(model) / "reports" / f"{name}.json")
+    loaded = isinstance(model, (str, Path))
+    ours = World.start() if world is None and (loaded or os.environ.get("WORLD_SIZE", "1") != "1") else None
+    world = world or ours or World()
+    try:
+        report = EVALUATIONS[name](built.to(world.device) if loaded else built, data, world, **options)
+        if loaded and Path(model).is_dir() and world.is_main:
+            with contextlib.suppress(OSError):
+                (Path(model) / "reports").mkdir(exist_ok=True)
+                report.save(Path(model) / "reports" / f"{name}.json")
+    finally:
+        if ours is not None:
+            ours.close()
     return report
 
 

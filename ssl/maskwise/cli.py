@@ -44,8 +44,8 @@ def train(words: list[str]) -> int:
 
 def evaluate(words: list[str]) -> int:
     """measure a model: `maskwise evaluate knn MODEL train=DIR test=DIR`"""
-    parser = Parser("maskwise evaluate", description="Measure a model. knn: train=DIR test=DIR k=[10,20] and the other options of its signature.")
-    parser.add_argument("name", metavar="NAME", help="the evaluation, such as knn")
+    parser = Parser("maskwise evaluate", description="Measure a model: knn, linear ...; train=DIR test=DIR and the options of its signature, such as k=[10,20].")
+    parser.add_argument("name", metavar="NAME", help="the evaluation, such as knn or linear; a wrong name lists them all")
     parser.add_argument("model", metavar="MODEL", help="a run folder, an exported folder or a checkpoint file")
     parser.add_argument("--out", metavar="FILE", help="write the report there as JSON")
     parser.add_argument("options", metavar="key=value", nargs="*")
@@ -57,7 +57,9 @@ def evaluate(words: list[str]) -> int:
     options = options_of(given.options, f"evaluate {given.name}", build.evaluate, build.EVALUATIONS[given.name])
     report = build.evaluate(given.name, given.model, **options)
     for key, value in report.numbers.items():
-        say(f"{key:<24} {value:.2f}" if isinstance(value, float) else f"{key:<24} {value}")
+        say(f"{key:<24} {value:.2f}" if isinstance(value, float) and not 0 < abs(value) < 0.01 else f"{key:<24} {value}")
+    for line in report.protocol.get("differences", ()):
+        say(f"differs from {report.protocol.get('preset', 'the paper')}: {line}")
     if given.out:
         report.save(given.out)
         say(f"report: {given.out}")

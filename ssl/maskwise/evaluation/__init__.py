@@ -1,5 +1,5 @@
 """Evaluations: (encoder, data, world, **options) -> Report, each a function of extracted features."""
 
-from maskwise.evaluation import knn
+from maskwise.evaluation import knn, linear
 
-EVALUATIONS = {"knn": knn.knn}
+EVALUATIONS = {"knn": knn.knn, "linear": linear.linear}

@@ -42,6 +42,7 @@ KINDS = {
     "backbone.image_size": Size, "backbone.patch_size": Size, "backbone.class_token": typing.Optional[bool],
     "backbone.position": typing.Literal["offset", "size", "offset_always"], "backbone.weights": typing.Optional[str],
     "method.targets": typing.Literal["centering", "sinkhorn"], "method.patch_loss": typing.Literal["image", "token"],
+    "method.pixel_loss": typing.Literal["l1", "l2"],
     "masking.ratio": Ratio, "masking.var": Ratio, "masking.ratio_per": typing.Literal["step", "view"], "optimizer.betas": tuple[float, float],
     "pooling.gamma": typing.Optional[float], "pooling.min_scope": typing.Literal["image", "batch"],
 }  # fmt: skip
@@ -51,7 +52,7 @@ DEFAULTS = {"backbone.drop_path": 0.1}
 BOUNDS = {
     "at least 0": (
         lambda v: v >= 0,
-        """seed crops.local_number crops.jitter crops.blur_sigma method.lambda1 method.lambda2 method.start_epoch teacher.warmup_temp_epochs
+        """seed crops.local_number crops.jitter crops.blur_sigma method.lambda1 method.lambda2 method.pixel_weight method.start_epoch teacher.warmup_temp_epochs
         optimizer.min_lr optimizer.warmup_epochs optimizer.weight_decay optimizer.weight_decay_end optimizer.clip optimizer.freeze_last_layer
         evaluate.knn_every evaluate.pictures_every speed.workers""",
     ),

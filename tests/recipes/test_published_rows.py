@@ -86,6 +86,7 @@ PUBLISHED = {
     "dino/resnet50_100ep": replace(
         D1, peak=0.06, crops=RESNET, backbone="resnet50", pooling="gap", drop_path=0.0, optimizer=("sgd", 1e-6, 1e-4, 1e-4, 3.0, 1)
     ),
+    "mst/vits16_100ep": replace(A1, mask={**LOW, "ratio": 0.125, "var": 0.0, "prob": 1.0}, method="mst"),  # the mask is our reading
     "simpool/vits16_dino_cls": S1,
     "simpool/vits16_dino_cls_300ep": replace(S1, epochs=300),
     "simpool/vits16_dino": replace(S1, pooling="simpool"),

@@ -110,6 +110,25 @@ def export(words: list[str]) -> int:
     return 0
 
 
+def convert(words: list[str]) -> int:
+    """turn a file of DINO, iBOT, AttMask, SimPool, timm, DINOv2 or DINOv3 into a folder of ours, and back"""
+    parser = Parser("maskwise convert", description="Read any model that is known here and write a folder of ours, or a file in another layout. key=value: num_heads, "
+                    "gamma, name, position and the other overrides of maskwise.load.")  # fmt: skip
+    parser.add_argument("model", metavar="FILE", help="a weights file, a run folder or an exported folder")
+    parser.add_argument("--to", metavar="FILE|DIR", required=True, help="a folder, or a file ending in .pth, .pt or .safetensors")
+    parser.add_argument("--from", dest="source", metavar="LAYOUT", help="the layout of FILE, where its keys do not tell")
+    parser.add_argument("--layout", metavar="LAYOUT", help="the layout of the file to write: dino, ibot, attmask, simpool, timm, dinov2 or dinov3")
+    parser.add_argument("--weights", metavar="NAME", help="only the teacher, or only the student")
+    parser.add_argument("overrides", metavar="key=value", nargs="*")
+    given = parser.parse_intermixed_args(words)
+    from maskwise.export import convert as converting
+
+    options = free_options(given.overrides, "convert")
+    for line in converting.convert(given.model, given.to, layout=given.layout, source_layout=given.source, weights=given.weights, **options):
+        say(line)
+    return 0
+
+
 def report(words: list[str]) -> int:
     """tell and draw what a run has learnt beside the lines it must beat"""
     parser = Parser("maskwise report", description="k-NN, masks on objects, pictures and curve of a run, beside untrained, pixels and chance.")
@@ -123,7 +142,7 @@ def report(words: list[str]) -> int:
     return 0
 
 
-VERBS = {"train": train, "evaluate": evaluate, "look": look, "show": show, "export": export, "report": report}
+VERBS = {"train": train, "evaluate": evaluate, "look": look, "show": show, "export": export, "convert": convert, "report": report}
 
 
 def options_of(words: list[str], verb: str, *functions) -> dict[str, object]:
@@ -149,6 +168,22 @@ def options_of(words: list[str], verb: str, *functions) -> dict[str, object]:
             options[key] = convert(entries["value"].value, kind_of(None, accepted[key]) if not isinstance(accepted[key], (bool, tuple)) else Any)
         except (KeyError, Misread) as error:
             raise UserError(f"{verb}: {key}: {error if isinstance(error, Misread) else f'cannot read `{text}`'}") from None
+    return options
+
+
+def free_options(words: list[str], verb: str) -> dict[str, object]:
+    """`key=value` words as keyword arguments, read as YAML reads them; who is called checks the names."""
+    import yaml
+
+    options: dict[str, object] = {}
+    for word in words:
+        key, equals, text = word.partition("=")
+        if not equals or not key:
+            raise UserError(f"{verb}: `{word}` is not key=value")
+        try:
+            options[key] = yaml.safe_load(text) if text != "None" else None
+        except yaml.YAMLError:
+            options[key] = text
     return options
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import math
+import re
 import warnings
 from pathlib import Path
 
@@ -337,7 +338,8 @@ def read_tensors(path: str | Path, allowed: list | None = None) -> dict:
     except Exception as error:  # pickle, zip, safetensors and OS errors alike: the file is of no use
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         if "Weights only load failed" in first or "Unsupported" in str(error):
-            first = "it holds more than tensors and would run code on loading"
+            asked = re.search(r"Unsupported (?:global|class): (?:GLOBAL )?([\w.]+)|GLOBAL ([\w.]+)", str(error))
+            first = f"it holds more than tensors{f' ({asked[1] or asked[2]})' if asked else ''} and would run code on loading"
         raise UserError(f"cannot read weights from {path}: {first}; give a .safetensors file or a state dict saved by torch") from None
     if not isinstance(content, dict):
         raise UserError(f"{path} holds a {type(content).__name__}, not a dict of tensors: give a state dict")

@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from maskwise.data.multicrop import MultiCrop, resized_crop
+from maskwise.data.multicrop import MultiCrop, channels_last, resized_crop
 from maskwise.functional.errors import UserError
 
 DRAWS = 5000
@@ -48,7 +48,7 @@ def test_resized_crop_equals_pillow(source):
         for size in (16, 48, 96, 224):
             h, w = rng.integers(8, height + 1), rng.integers(8, width + 1)
             top, left, flip = rng.integers(0, height - h + 1), rng.integers(0, width - w + 1), bool(rng.integers(2))
-            ours = resized_crop(image, (top, left, h, w), flip, torch.empty(3, size, size, dtype=torch.uint8))
+            ours = resized_crop(channels_last(image), (top, left, h, w), flip, torch.empty(1, 3, size, size, dtype=torch.uint8))[0]
             theirs = resized(Image.fromarray(pixels).crop((left, top, left + w, top + h)), size)
             theirs = np.array(theirs.transpose(Image.FLIP_LEFT_RIGHT) if flip else theirs, dtype=float)
             gap = np.abs(ours.permute(1, 2, 0).numpy() - theirs)

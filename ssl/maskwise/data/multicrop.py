@@ -107,23 +107,27 @@ class MultiCrop:
             solarize=(u[..., 9] < self.solarize_prob[:, None]).flatten(),
         )
 
-    def batch(self, images, samples, epoch: int) -> tuple[torch.Tensor, torch.Tensor, Params]:
-        """Views of n images (an iterable, consumed one by one): uint8 [2n, 3, S, S], [L*n, 3, s, s], Params; crop-major."""
+    def batch(self, images, samples, epoch: int, empty=torch.empty) -> tuple[torch.Tensor, torch.Tensor, Params]:
+        """Views of n images (an iterable, consumed one by one): uint8 [2n, 3, S, S], [L*n, 3, s, s], Params; crop-major.
+
+        Crops are channels-last in memory. empty(*shape, dtype=) makes their storage: the loader hands in shared memory.
+        """
         samples = torch.as_tensor(samples, dtype=torch.int64)
         count = len(samples)
         uniforms = self.geometry(samples, epoch)
-        global_crops = torch.empty(2, count, 3, self.global_size, self.global_size, dtype=torch.uint8)
-        local_crops = torch.empty(self.local_number, count, 3, self.local_size, self.local_size, dtype=torch.uint8)
-        targets = [global_crops[0], global_crops[1], *local_crops]
+        global_crops = empty(2 * count, self.global_size, self.global_size, 3, dtype=torch.uint8).permute(0, 3, 1, 2)
+        local_crops = empty(self.local_number * count, self.local_size, self.local_size, 3, dtype=torch.uint8).permute(0, 3, 1, 2)
+        targets = [*global_crops.split(1), *local_crops.split(1)]
         for first, held in portions(images):
             sizes = [image.shape[1:] for image in held]
             boxes, flips = self.boxes(uniforms[first:first + len(held)], sizes)
-            for i, (image, rows, flipped) in enumerate(zip(held, boxes.tolist(), flips.tolist())):
-                for target, box, flip in zip(targets, rows, flipped):
-                    resized_crop(image, box, flip, target[first + i])
+            for i, (image, rows, flipped) in enumerate(zip(held, boxes.tolist(), flips.tolist()), first):
+                pixels = channels_last(image)
+                for target, box, flip in zip(targets[i::count], rows, flipped):
+                    resized_crop(pixels, box, flip, target)
         colours = self.colours(samples, epoch)
         params = Params(colours[:2 * count].planned(), colours[2 * count:].planned())
-        return global_crops.flatten(0, 1), local_crops.flatten(0, 1), params
+        return global_crops, local_crops, params
 
     def __call__(self, image: torch.Tensor, *, sample: int, epoch: int) -> tuple[torch.Tensor, torch.Tensor, Params]:
         """Views of one uint8 image [3, H, W]: globals [2, 3, S, S], locals [L, 3, s, s], colour parameters."""
@@ -138,7 +142,7 @@ def portions(images, limit: int = 1 << 25):
     """Runs of (first index, images) of at most about `limit` bytes, so that large photographs do not pile up."""
     held, size, first = [], 0, 0
     for image in images:
-        held.append(image if image.shape[1] > 128 else image.contiguous())
+        held.append(image)
         size += image.numel()
         if size >= limit:
             yield first, held
@@ -147,16 +151,21 @@ def portions(images, limit: int = 1 << 25):
         yield first, held
 
 
-def resized_crop(image: torch.Tensor, box, flip: bool, out: torch.Tensor) -> torch.Tensor:
-    """Write the box (top, left, height, width) of uint8 [3, H, W], resized by antialiased bicubic, into uint8 [3, S, S].
+def channels_last(image: torch.Tensor) -> torch.Tensor:
+    """uint8 [3, H, W] as [1, 3, H, W] in channels-last memory, which torch's uint8 kernel reads without repacking; a view where it can be."""
+    return image.permute(1, 2, 0).contiguous()[None].permute(0, 3, 1, 2)  # this order, so that the stride of the batch is H * W * 3
+
+
+def resized_crop(pixels: torch.Tensor, box, flip: bool, out: torch.Tensor) -> torch.Tensor:
+    """Write the box (top, left, height, width) of uint8 [1, 3, H, W], resized by antialiased bicubic, into uint8 [1, 3, S, S].
 
     Rows first or columns first as Pillow 13 chooses (measured): the value in between is rounded and clipped, so at
     sharp edges the order is worth up to a dozen grey levels. Earlier Pillow always took rows first, as torch does.
     """
     top, left, height, width = box
-    size = out.shape[1]
-    view = image[None, :, top:top + height, left:left + width]
+    size = out.shape[2]
+    view = pixels[:, :, top:top + height, left:left + width]
     if height > size and 2 * width < height + size:
         view = F.interpolate(view, size=(size, width), mode="bicubic", antialias=True)
-    view = F.interpolate(view, size=(size, size), mode="bicubic", antialias=True)[0]
+    view = F.interpolate(view, size=(size, size), mode="bicubic", antialias=True)
     return out.copy_(view.flip(-1) if flip else view)

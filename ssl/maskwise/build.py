@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 
 from maskwise.data import augment as colour
-from maskwise.data import loader
+from maskwise.data import decoders, loader
 from maskwise.data.datasets import DATASETS
 from maskwise.data.multicrop import MultiCrop
 from maskwise.data.subset import evenly
@@ -174,6 +174,7 @@ def train(recipe: Recipe, out, *, quiet: bool = False) -> dict:
                 data, crops, batch_size=recipe.train.batch_size, rank=world.rank, world_size=world.size, seed=recipe.seed,
                 start_step=start, total_steps=running.total_steps, workers=workers(recipe, world),
                 pin_memory=world.device.type == "cuda", cache=recipe.speed.cache, corrupt_share=recipe.data.corrupt_ceiling,
+                decoder=recipe.data.decoder, jpeg_scaling=recipe.data.jpeg_scaling,
             ),
             partial(float_crops, teacher),
             journal,
@@ -246,6 +247,7 @@ def write_run(folder: Path, recipe: Recipe, world: World, precision: str, images
     """recipe.yaml (resolved) and run.json: what this run is, and on what it was started."""
     about = {
         "precision": precision, "recipe_hash": recipe.hash(), "images": images, "ranks": world.size, "device": device_name(world.device),
+        "decoder": decoders.resolved(recipe.data.decoder),
         "commit": commit(), "command": " ".join(["maskwise", *sys.argv[1:]]), "started": time.strftime("%Y-%m-%dT%H:%M:%S"),
         "versions": {"python": platform.python_version(), "torch": torch.__version__},
     }  # fmt: skip

@@ -30,12 +30,16 @@ class Section:
 
 @dataclass(frozen=True)
 class Data(Section):
-    """Where the images come from; test_* name the labelled images of the k-NN; corrupt_ceiling is a share of the images seen."""
+    """Where the images come from; test_* name the labelled images of the k-NN; corrupt_ceiling is a share of the images seen.
+
+    decoder: of the training JPEGs; jpeg_scaling: decode them smaller where every crop is made smaller still."""
 
     name: str = "folder"
     test_path: Optional[str] = None
     test_split: Optional[str] = None
     corrupt_ceiling: float = 0.05
+    decoder: Literal["auto", "pil", "torchvision", "torchcodec"] = "auto"
+    jpeg_scaling: bool = False
     arguments: Mapping[str, Any] = field(default_factory=dict)
 
 

@@ -3,9 +3,10 @@
 import pytest
 import torch
 
-from maskwise.data.decode import CorruptImage
-from maskwise.data.loader import Remembered, batches, remembered, steps_per_epoch
+from maskwise.data.decode import CorruptImage, decode
+from maskwise.data.loader import batches, steps_per_epoch
 from maskwise.data.multicrop import MultiCrop
+from maskwise.data.reader import Remembered, remembered
 from maskwise.functional import draws
 from maskwise.functional.errors import UserError
 
@@ -151,3 +152,80 @@ def test_moving_a_batch_takes_everything_along():
     for tensor in (moved.global_crops, moved.local_crops, moved.index, moved.labels, moved.params.global_.sigma, moved.params.local_.plan.rows):
         assert tensor.device.type == "meta"
     assert moved.params.global_.plan.steps == batch.params.global_.plan.steps
+
+
+class Encoded:
+    """JPEGs in memory, read through `source` as files are."""
+
+    def __init__(self, sizes):
+        import io
+
+        import numpy as np
+        from PIL import Image
+
+        self.data, self.labels = [], None
+        for k, (height, width) in enumerate(sizes):
+            y, x = np.mgrid[:height, :width]
+            pixels = np.stack([127 + 100 * np.sin(y / height * 9 + k), x % 256, (x + y) % 200], -1)
+            held = io.BytesIO()
+            Image.fromarray(pixels.astype(np.uint8)).save(held, "JPEG", quality=95)
+            self.data.append(held.getvalue())
+
+    def __len__(self):
+        return len(self.data)
+
+    def source(self, index):
+        return self.data[index]
+
+    def name(self, index):
+        return f"{index}.jpg"
+
+    def image(self, index):
+        return decode(self.source(index), self.name(index))
+
+
+def test_jpegs_are_shrunk_where_every_view_stays_smaller_still(monkeypatch):
+    from maskwise.data import reader
+
+    asked = []
+
+    def noted(data, name, decoder, shrink=1):
+        asked.append(shrink)
+        return decode(data, name, decoder, shrink)
+
+    monkeypatch.setattr(reader, "decode", noted)
+    data = Encoded([(300, 400), (40, 50), (160, 130), (600, 500)] * 2)
+    options = dict(batch_size=8, total_steps=1, seed=3, cache="none")
+    crops = MultiCrop(global_size=16, local_size=8, local_number=2)
+    plain, scaled = (next(batches(data, crops, **options, jpeg_scaling=each)) for each in (False, True))
+    boxes, _ = crops.boxes(crops.geometry(plain.index, 0), [decode(data.data[i]).shape[1:] for i in plain.index.tolist()])
+    expected = []
+    for own in boxes:
+        room = min(side // size for box, size in zip(own, (16, 16, 8, 8)) for side in box[2:])
+        expected.append(8 if room >= 8 else 4 if room >= 4 else 2 if room >= 2 else 1)
+    assert asked[8:] == expected and max(expected) > 2 and min(expected) == 1
+    assert torch.equal(plain.index, scaled.index) and torch.equal(plain.params.local_.sigma, scaled.params.local_.sigma)
+    gap = (plain.global_crops.float() - scaled.global_crops.float()).abs()
+    assert gap.mean() < 12 and all(torch.equal(plain.global_crops[i::8], scaled.global_crops[i::8]) for i in range(8) if expected[i] == 1)
+
+
+def test_damage_found_while_shrinking_is_replaced():
+    data = Encoded([(200, 300)] * 6)
+    data.data[2] = data.data[2][:1500]
+    data.data[4] = b""
+    iterator = batches(data, CROPS, batch_size=6, total_steps=1, jpeg_scaling=True)
+    batch = next(iterator)
+    assert set(iterator.corrupt) == {"2.jpg", "4.jpg"} and batch.replaced == 2
+
+
+def test_a_decoder_that_does_not_work_is_one_line():
+    with pytest.raises(UserError, match="data.decoder"):
+        batches(Memory(), CROPS, batch_size=4, total_steps=1, decoder="none such")
+
+
+def test_what_comes_from_a_worker_lies_in_shared_memory_once():
+    here, there = (next(batches(Memory(), CROPS, batch_size=4, total_steps=2, seed=3, workers=workers)) for workers in (0, 1))
+    assert there.global_crops.is_shared() and there.local_crops.is_shared() and not here.global_crops.is_shared()
+    assert there.params.global_.plan.steps == here.params.global_.plan.steps
+    assert torch.equal(there.params.global_.plan.rows, here.params.global_.plan.rows)
+    assert there.global_crops.is_contiguous(memory_format=torch.channels_last)

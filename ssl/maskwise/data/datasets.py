@@ -52,7 +52,11 @@ class Folder:
 
     def image(self, index: int) -> torch.Tensor:
         """uint8 [3, H, W] of one image. Raises decode.CorruptImage."""
-        return decode(self.root / self.files[index], self.files[index])
+        return decode(self.source(index), self.files[index])
+
+    def source(self, index: int) -> Path:
+        """The file of one image."""
+        return self.root / self.files[index]
 
     def name(self, index: int) -> str:
         """Path of one image relative to the folder, with forward slashes."""

@@ -2,10 +2,13 @@
 
 import io
 import os
+from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import Image
+
+from maskwise.data.decoders import decode_jpeg
 
 
 class CorruptImage(Exception):
@@ -20,17 +23,25 @@ class CorruptImage(Exception):
         return CorruptImage, (self.name, self.reason)
 
 
-def decode(source, name: str | None = None) -> torch.Tensor:
+def decode(source, name: str | None = None, decoder: str = "pil", shrink: int = 1) -> torch.Tensor:
     """Decode a path or the bytes of a file to uint8 [3, H, W] in 0..255 (a channels-last view).
 
     Grey is repeated, palettes are looked up, alpha is dropped, CMYK is converted and 16-bit values keep their
     high byte. Of an animation the first frame is taken. The EXIF orientation is not applied, as in the published
     pipelines (attmask.md 3: torchvision transforms on the stored pixels). Pillow's limit against decompression
-    bombs stays on. Raises CorruptImage for whatever cannot be read in full.
+    bombs stays on. decoder: of JPEGs, `pil`, `torchvision` or `torchcodec`, one that `decoders.resolved` returned.
+    shrink: 1, 2, 4 or 8; a JPEG is decoded at that fraction of its size, rounded up, other files are read whole.
+    Raises CorruptImage for whatever cannot be read in full.
     """
     name = name or (os.fspath(source) if isinstance(source, (str, os.PathLike)) else "image")
     try:
-        with Image.open(io.BytesIO(source) if isinstance(source, (bytes, bytearray)) else source) as image:
+        data = read(source)
+        pixels = decode_jpeg(data, decoder) if decoder != "pil" and shrink == 1 else None
+        if pixels is not None:
+            return pixels
+        with Image.open(io.BytesIO(data)) as image:
+            if shrink > 1 and image.format == "JPEG":
+                image.draft(None, (max(1, image.width // shrink), max(1, image.height // shrink)))
             pixels = np.array(to_rgb(image))
     except Exception as error:  # decoders fed with damaged files raise nearly every type there is
         reason = " ".join(str(error).split()) or type(error).__name__
@@ -38,6 +49,11 @@ def decode(source, name: str | None = None) -> torch.Tensor:
     if pixels.ndim != 3 or pixels.shape[2] != 3 or 0 in pixels.shape:
         raise CorruptImage(name, f"pixels of shape {pixels.shape}")
     return torch.from_numpy(pixels).permute(2, 0, 1)
+
+
+def read(source) -> bytes:
+    """The bytes of a file, given its path or themselves."""
+    return source if isinstance(source, (bytes, bytearray, memoryview)) else Path(source).read_bytes()
 
 
 def to_rgb(image: Image.Image) -> Image.Image:

@@ -1,18 +1,20 @@
 """Batches of a whole run; each is a pure function of (seed, step, world), whatever computes it."""
 
 import os
+import pickle
 import signal
+from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, get_worker_info
 
+from maskwise.data import decoders
 from maskwise.data.batch import Batch
-from maskwise.data.decode import CorruptImage
+from maskwise.data.reader import Decoded, Reader, remembered
 from maskwise.functional import draws
 from maskwise.functional.errors import UserError
 
-CACHE_BYTES = 1 << 30
-ROW_OF_FAILURES = 100
 ALWAYS_FORGIVEN = 10
 
 
@@ -23,14 +25,16 @@ def steps_per_epoch(count: int, batch_size: int) -> int:
 
 def batches(dataset, multicrop, *, batch_size: int, rank: int = 0, world_size: int = 1, seed: int = 0,
             start_step: int = 0, total_steps: int, workers: int = 0, pin_memory: bool = False,
-            cache: str = "auto", corrupt_share: float = 0.05) -> "Batches":
+            cache: str = "auto", corrupt_share: float = 0.05, decoder: str = "auto", jpeg_scaling: bool = False) -> "Batches":
     """Iterate over this rank's `Batch` of every step in [start_step, total_steps).
 
     batch_size is that of all ranks together: step s takes order(seed, epoch)[s*B : (s+1)*B] of its epoch and rank
     r the r-th part of it. One set of workers lives for the whole run. An unreadable image is replaced by the next
     readable one and reported; `corrupt_share` of the images seen (and ten in any case) is the limit.
     cache: "auto" keeps decoded images in memory where all processes together need less than 1 GiB, "none" never.
-    Raises UserError for a batch that the data cannot fill or the ranks cannot share, and above the limit.
+    decoder: of JPEGs (`decoders.NAMES`). jpeg_scaling: decode a JPEG at 1/2, 1/4 or 1/8 of its size where every view of
+    it is still made smaller after that; nothing is kept in memory then.
+    Raises UserError for a decoder that does not work here, for a batch that the data cannot fill or the ranks cannot share, and above the limit.
     """
     count = len(dataset)
     if batch_size < 1:
@@ -41,10 +45,11 @@ def batches(dataset, multicrop, *, batch_size: int, rank: int = 0, world_size: i
     if batch_size % world_size:
         raise UserError(f"train.batch_size is {batch_size}, which {world_size} ranks cannot share evenly; "
                         f"set train.batch_size={max(1, batch_size // world_size) * world_size}")
-    if cache == "auto":
+    dataset = Decoded(dataset, decoders.resolved(decoder))
+    if cache == "auto" and not jpeg_scaling:
         dataset = remembered(dataset, processes=max(1, workers))
-    return Batches(Steps(dataset, multicrop, batch_size, rank, world_size, seed), range(start_step, total_steps),
-                   workers, pin_memory, corrupt_share)
+    steps = Steps(dataset, multicrop, batch_size, rank, world_size, seed, jpeg_scaling)
+    return Batches(steps, range(start_step, total_steps), workers, pin_memory, corrupt_share)
 
 
 class Batches:
@@ -72,6 +77,8 @@ class Batches:
 
     def __next__(self) -> Batch:
         batch = next(self._iterator)
+        if isinstance(batch, Packed):
+            batch = batch.unpacked()
         if isinstance(batch, UserError):
             self._give_up(str(batch))
         self.seen += len(batch)
@@ -93,85 +100,73 @@ class Batches:
 
 
 class Steps(Dataset):
-    """Step number -> this rank's Batch of that step."""
+    """Step number -> this rank's Batch of that step; from a worker, Packed."""
 
-    def __init__(self, dataset, multicrop, batch_size: int, rank: int, world_size: int, seed: int):
-        self.dataset, self.multicrop = dataset, multicrop
+    def __init__(self, dataset, multicrop, batch_size: int, rank: int, world_size: int, seed: int, jpeg_scaling: bool = False):
+        self.dataset, self.multicrop, self.jpeg_scaling = dataset, multicrop, jpeg_scaling
         self.batch_size, self.rank, self.world_size, self.seed = batch_size, rank, world_size, seed
         self._order = (None, None)
 
-    def __getitem__(self, step: int) -> Batch | UserError:
+    def __getitem__(self, step: int) -> "Batch | Packed | UserError":
         epoch, place = divmod(step, steps_per_epoch(len(self.dataset), self.batch_size))
         if self._order[0] != epoch:
             self._order = (epoch, draws.order(self.seed, epoch, len(self.dataset)))
         share = self.batch_size // self.world_size
         first = place * self.batch_size + self.rank * share
         index = self._order[1][first:first + share].clone()
-        reader = Reader(self.dataset)
+        reader = Reader(self.dataset, self._shrink(index, epoch) if self.jpeg_scaling else None)
+        working = get_worker_info() is not None
         try:
-            global_crops, local_crops, params = self.multicrop.batch(map(reader, index.tolist()), index, epoch)
+            images = map(reader, range(share), index.tolist())
+            global_crops, local_crops, params = self.multicrop.batch(images, index, epoch, shared if working else torch.empty)
         except UserError as error:  # handed over as a value: a worker's exception would arrive as a traceback
             return error
-        labels = getattr(self.dataset, "labels", None)
+        labels = self.dataset.labels
         labels = None if labels is None else labels[torch.tensor(reader.read)]
-        return Batch(global_crops, local_crops, params, labels, index, reader.corrupt, reader.replaced)
+        batch = Batch(global_crops, local_crops, params, labels, index, reader.corrupt, reader.replaced)
+        return Packed.of(batch) if working else batch
+
+    def _shrink(self, index: torch.Tensor, epoch: int):
+        uniforms = self.multicrop.geometry(index, epoch)
+
+        def shrink(place: int, height: int, width: int) -> int:
+            return self.multicrop.shrink(self.multicrop.boxes(uniforms[place:place + 1], [(height, width)])[0][0])
+
+        return shrink
 
 
-class Reader:
-    """Images by index; one that cannot be read gives way to the next that can."""
+@dataclass(frozen=True)
+class Packed:
+    """A Batch between processes: its crops lie in shared memory where they were written, its many small tensors are one string."""
 
-    def __init__(self, dataset):
-        self.dataset = dataset
-        self.read: list[int] = []
-        self.corrupt: dict[str, str] = {}
-        self.replaced = 0
+    global_crops: torch.Tensor
+    local_crops: torch.Tensor
+    rest: bytes
 
-    def __call__(self, index: int) -> torch.Tensor:
-        for tried in range(ROW_OF_FAILURES):
-            candidate = (index + tried) % len(self.dataset)
-            try:
-                image = self.dataset.image(candidate)
-            except CorruptImage as error:
-                self.corrupt[error.name] = error.reason
-                continue
-            self.read.append(candidate)
-            self.replaced += tried > 0
-            return image
-        name, reason = next(iter(self.corrupt.items()))
-        raise UserError(f"{ROW_OF_FAILURES} images in a row could not be read (first {name}: {reason}); "
-                        "remove the damaged files or repair the data")
+    @classmethod
+    def of(cls, batch: Batch) -> "Packed":
+        """Pack a batch."""
+        empty = torch.empty(0, dtype=torch.uint8)
+        small = replace(batch, global_crops=empty, local_crops=empty).each(torch.Tensor.numpy)
+        return cls(batch.global_crops, batch.local_crops, pickle.dumps(small, pickle.HIGHEST_PROTOCOL))
 
+    def unpacked(self) -> Batch:
+        """The batch; its crops are not copied."""
+        small = pickle.loads(self.rest).each(lambda array: torch.from_numpy(np.array(array)))
+        return replace(small, global_crops=self.global_crops, local_crops=self.local_crops)
 
-class Remembered:
-    """A dataset that decodes each image once and keeps it."""
-
-    def __init__(self, dataset):
-        self.dataset = dataset
-        self.labels = getattr(dataset, "labels", None)
-        self._images: dict[int, torch.Tensor] = {}
-
-    def __len__(self) -> int:
-        return len(self.dataset)
-
-    def image(self, index: int) -> torch.Tensor:
-        """uint8 [3, H, W]. Raises decode.CorruptImage."""
-        image = self._images.get(index)
-        if image is None:
-            image = self._images[index] = self.dataset.image(index).contiguous()
-        return image
+    def pin_memory(self) -> Batch:
+        """The batch in page-locked memory."""
+        return self.unpacked().pin_memory()
 
 
-def remembered(dataset, processes: int):
-    """The dataset with a memory where `processes` copies of all its images fit into 1 GiB, judged by eight images."""
-    sizes = []
-    for k in range(min(8, len(dataset))):
-        try:
-            sizes.append(dataset.image(k * len(dataset) // min(8, len(dataset))).numel())
-        except CorruptImage:
-            continue
-    if not sizes or processes * len(dataset) * sum(sizes) / len(sizes) > CACHE_BYTES:
-        return dataset
-    return Remembered(dataset)
+def shared(*shape: int, dtype: torch.dtype) -> torch.Tensor:
+    """An uninitialised tensor in memory that other processes can map."""
+    count = int(np.prod(shape))
+    if count == 0:
+        return torch.empty(shape, dtype=dtype)
+    storage = torch.UntypedStorage._new_shared(count * dtype.itemsize)
+    return torch.empty(0, dtype=dtype).set_(storage).view(shape)
 
 
 def unchanged(item):

@@ -14,6 +14,20 @@ TRIES = 10
 ORDERS = torch.tensor(list(permutations(range(4))))
 
 
+class Shrunk:
+    """An image decoded at a fraction of its size: `.pixels` uint8 [3, h, w], and `.size`, the height and width it has in full."""
+
+    def __init__(self, pixels: torch.Tensor, size: tuple[int, int]):
+        self.pixels, self.size = pixels, size
+
+    def boxes(self, boxes: np.ndarray) -> np.ndarray:
+        """Boxes int64 [V, 4] of the image in full as boxes of the pixels there are, edges rounded to whole ones."""
+        share = np.array(self.pixels.shape[1:]) / self.size
+        start = np.rint(boxes[:, :2] * share).astype(np.int64)
+        end = np.rint((boxes[:, :2] + boxes[:, 2:]) * share).astype(np.int64)
+        return np.concatenate([start, np.maximum(end - start, 1)], 1)
+
+
 class MultiCrop:
     """Two global and L local views of an image, every choice keyed by (seed, epoch, sample, view) (attmask.md 3).
 
@@ -91,6 +105,15 @@ class MultiCrop:
             top, left = np.where(found, top, (height - h) // 2), np.where(found, left, (width - w) // 2)
         return np.stack([top, left, h, w], -1), uniforms[..., 2 * TRIES + 2] < self.flip
 
+    def shrink(self, boxes: np.ndarray) -> int:
+        """The largest of 1, 2, 4, 8 by which an image may be shrunk while decoded, so that no view of it is enlarged by that.
+
+        boxes: int64 [V, 4] in whole pixels of the image.
+        """
+        sizes = np.array([self.global_size] * 2 + [self.local_size] * self.local_number)
+        room = (boxes[:, 2:].min(1) // sizes).min()
+        return max(k for k in (1, 2, 4, 8) if k <= max(room, 1))
+
     def colours(self, samples, epoch: int) -> Colours:
         """Colour parameters of all views of n samples, view-major: row v * n + i is view v of sample i."""
         u = draws.uniform(self._keys(draws.COLOR, samples, epoch), 10).transpose(0, 1)
@@ -119,11 +142,13 @@ class MultiCrop:
         local_crops = empty(self.local_number * count, self.local_size, self.local_size, 3, dtype=torch.uint8).permute(0, 3, 1, 2)
         targets = [*global_crops.split(1), *local_crops.split(1)]
         for first, held in portions(images):
-            sizes = [image.shape[1:] for image in held]
+            sizes = [image.size if isinstance(image, Shrunk) else image.shape[1:] for image in held]
             boxes, flips = self.boxes(uniforms[first:first + len(held)], sizes)
-            for i, (image, rows, flipped) in enumerate(zip(held, boxes.tolist(), flips.tolist()), first):
+            for i, (image, own, flipped) in enumerate(zip(held, boxes, flips.tolist()), first):
+                if isinstance(image, Shrunk):
+                    image, own = image.pixels, image.boxes(own)
                 pixels = channels_last(image)
-                for target, box, flip in zip(targets[i::count], rows, flipped):
+                for target, box, flip in zip(targets[i::count], own.tolist(), flipped):
                     resized_crop(pixels, box, flip, target)
         colours = self.colours(samples, epoch)
         params = Params(colours[:2 * count].planned(), colours[2 * count:].planned())
@@ -143,7 +168,7 @@ def portions(images, limit: int = 1 << 25):
     held, size, first = [], 0, 0
     for image in images:
         held.append(image)
-        size += image.numel()
+        size += (image.pixels if isinstance(image, Shrunk) else image).numel()
         if size >= limit:
             yield first, held
             first, held, size = first + len(held), [], 0

@@ -1,0 +1,142 @@
+"""Every decoder that works here gives Pillow's pixels; what it is not to be given goes to Pillow."""
+
+import csv
+import io
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from maskwise.data import decoders
+from maskwise.data.decode import CorruptImage, decode
+from maskwise.data.decoders import Header, header
+from maskwise.functional.errors import UserError
+
+TORCH = ("torchvision", "torchcodec")
+
+
+def jpeg(mode="RGB", size=(61, 43), quality=90, **options):
+    rng = np.random.default_rng(3)
+    y, x = np.mgrid[: size[1], : size[0]]
+    field = 127 + 80 * np.sin(0.2 * x + 0.1 * y + rng.uniform(0, 6, (3, 1, 1))) + rng.normal(0, 9, (3, size[1], size[0]))
+    held = io.BytesIO()
+    Image.fromarray(field.clip(0, 255).astype(np.uint8).transpose(1, 2, 0)).convert(mode).save(held, "JPEG", quality=quality, **options)
+    return held.getvalue()
+
+
+def with_exif(**options):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    return jpeg(exif=exif, **options)
+
+
+KINDS = {
+    "plain": jpeg(), "full chroma": jpeg(subsampling=0), "halved chroma": jpeg(subsampling=1), "progressive": jpeg(progressive=True), "grey": jpeg("L"),
+    "coarse": jpeg(quality=20), "cmyk": jpeg("CMYK"), "turned": with_exif(), "one pixel": jpeg(size=(1, 1)),
+}  # fmt: skip
+
+
+@pytest.fixture(params=TORCH)
+def decoder(request):
+    if decoders.trouble(request.param):
+        pytest.skip(f"{request.param}: {decoders.trouble(request.param)}")
+    return request.param
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_pixels_are_pillow_s(kind, decoder):
+    gap = (decode(KINDS[kind], decoder=decoder).int() - decode(KINDS[kind]).int()).abs()
+    assert gap.max() <= 3 and gap.float().mean() <= 0.1
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_nasty_files_end_alike(decoder):
+    packs = pytest.importorskip("packs")
+    folder = packs.unpack("nasty")
+    folder = next(path.parent for path in [*folder.glob("expectations.csv"), *folder.glob("*/expectations.csv")])
+    for row in csv.DictReader(open(folder / "expectations.csv", newline="")):
+        ends = []
+        for name in ("pil", decoder):
+            try:
+                ends.append(decode(folder / row["path"], decoder=name).shape)
+            except CorruptImage:
+                ends.append(None)
+        assert ends[0] == ends[1], row["path"]
+
+
+def test_headers():
+    assert header(jpeg()) == Header(43, 61, 3, False)
+    assert header(jpeg(progressive=True)) == Header(43, 61, 3, False)
+    assert header(jpeg("CMYK")).components == 4 and header(jpeg("L")).components == 1
+    assert header(with_exif()).exif
+    for data in (b"", b"\xff\xd8", jpeg()[:20], b"\xff\xd8\xff\xe0\xff\xff" + bytes(20), b"\x89PNG" + bytes(40)):
+        assert header(data) is None
+
+
+def record(monkeypatch, answer=None):
+    """Put a decoder in torchvision's place that notes what it is given."""
+    given = []
+
+    def stand_in(data):
+        given.append(data)
+        if answer is None:
+            raise RuntimeError("damaged")
+        return answer
+
+    monkeypatch.setattr(decoders, "function", lambda name: stand_in)
+    return given
+
+
+def test_what_a_torch_decoder_is_given(monkeypatch):
+    answer = torch.zeros(3, 43, 61, dtype=torch.uint8)
+    given = record(monkeypatch, answer)
+    assert decode(KINDS["plain"], decoder="torchvision") is answer and decode(KINDS["turned"], decoder="torchvision") is answer
+    assert len(given) == 2
+    for kind, name in (("cmyk", "torchvision"), ("cmyk", "torchcodec"), ("turned", "torchcodec")):
+        assert torch.equal(decode(KINDS[kind], decoder=name), decode(KINDS[kind]))
+    held = io.BytesIO()
+    Image.new("RGB", (5, 4), (9, 8, 7)).save(held, "PNG")
+    assert decode(held.getvalue(), decoder="torchcodec")[:, 0, 0].tolist() == [9, 8, 7]
+    assert decode(KINDS["plain"], decoder="torchvision", shrink=2).shape == (3, 22, 31)  # only Pillow scales
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    with pytest.raises(CorruptImage, match="(?i)bomb"):
+        decode(KINDS["plain"], decoder="torchvision")
+    assert len(given) == 2
+
+
+def test_where_a_torch_decoder_fails_pillow_has_the_last_word(monkeypatch):
+    given = record(monkeypatch)
+    assert torch.equal(decode(KINDS["plain"], decoder="torchvision"), decode(KINDS["plain"])) and len(given) == 1
+    with pytest.raises(CorruptImage):
+        decode(KINDS["plain"][:900], decoder="torchvision")
+
+
+def test_shrinking_rounds_up_and_keeps_the_picture():
+    whole = decode(KINDS["plain"]).float()
+    for by in (2, 4, 8):
+        small = decode(KINDS["plain"], shrink=by)
+        assert tuple(small.shape) == (3, -(-43 // by), -(-61 // by))
+        blocks = torch.nn.functional.avg_pool2d(whole, by)
+        assert (small[:, : blocks.shape[1], : blocks.shape[2]] - blocks).abs().mean() < 4
+    assert tuple(decode(jpeg(size=(9, 8)), shrink=8).shape) == (3, 1, 2)
+
+
+def test_choice(monkeypatch):
+    assert decoders.resolved("pil") == "pil" and decoders.trouble("pil") == ""
+    assert decoders.resolved("auto") in decoders.PREFERRED
+    monkeypatch.setattr(decoders, "trouble", lambda name: "" if name == "pil" else "not installed")
+    assert decoders.resolved("auto") == "pil"
+    with pytest.raises(UserError) as caught:
+        decoders.resolved("torchcodec")
+    assert "not installed" in str(caught.value) and "data.decoder=auto" in str(caught.value) and "\n" not in str(caught.value)
+    monkeypatch.setattr(decoders, "trouble", lambda name: "")
+    assert decoders.resolved("auto") == "torchcodec"
+    with pytest.raises(UserError, match="pil, torchvision"):
+        decoders.resolved("opencv")
+
+
+def test_trouble_is_one_quiet_line(recwarn, capfd):
+    for name in TORCH:
+        assert "\n" not in decoders.trouble(name)
+    assert not recwarn.list and capfd.readouterr() == ("", "")

@@ -35,6 +35,7 @@ from maskwise.methods import METHODS
 from maskwise.methods.masking import MASKINGS
 from maskwise.nn import POOLINGS, Backbone, Encoder, ProjectionHead
 from maskwise.recipe import Recipe, check_run, read_recipe
+from maskwise.recipe_evaluations import scheduled
 from maskwise.recipe_schema import named
 
 
@@ -179,10 +180,10 @@ def train(recipe: Recipe, out, *, quiet: bool = False) -> dict:
             partial(float_crops, teacher),
             journal,
             checkpoints,
-            {"knn": partial(knn_of_teacher, recipe=recipe, bank=data, test=test, world=world)} if test is not None else {},
+            evaluations(recipe, data, test, world),
             log_every=recipe.train.log_every,
             save_every=recipe.train.save_every or per_epoch,
-            evaluate_every=recipe.evaluate.knn_every * per_epoch,
+            evaluate_every={"knn": recipe.evaluate.knn_every * per_epoch, **{one.name: one.every * per_epoch for one in scheduled(recipe.evaluate.also)}},
             pictures=partial(masks_picture, teacher) if recipe.evaluate.pictures_every else None,
             pictures_every=recipe.evaluate.pictures_every * per_epoch,
         )  # fmt: skip
@@ -215,20 +216,31 @@ def masks_picture(teacher: Encoder, model, batch) -> dict:
 
 
 def labelled_test(recipe: Recipe, bank):
-    """The test images of the k-NN on the way, None where the recipe wants none; raises UserError where labels are missing."""
-    test = dataset(recipe, "test") if recipe.evaluate.knn_every else None
+    """The test images of the evaluations on the way, None where the recipe wants none; raises UserError where labels are missing."""
+    key = "knn_every" if recipe.evaluate.knn_every else "also"
+    test = dataset(recipe, "test") if recipe.evaluate.knn_every or recipe.evaluate.also else None
     if test is not None:
         for role, found in (("training", bank), ("test", test)):
             if found.labels is None:
-                raise UserError(f"evaluate.knn_every: the {role} images have no labels; give one subfolder per class, or evaluate.knn_every=0")
+                off = "=0" if key == "knn_every" else "=null"
+                raise UserError(f"evaluate.{key}: the {role} images have no labels; give one subfolder per class, or evaluate.{key}{off}")
     return test
 
 
-def knn_of_teacher(model, *, recipe: Recipe, bank, test, world: World) -> Report:
-    """k-NN of the teacher's features: the bank is the training images without augmentation, if they have labels."""
-    limit = recipe.evaluate.limit_bank
-    data = {"train": evenly(bank, limit) if limit else bank, "test": test}
-    return EVALUATIONS["knn"](model.teacher.encoder, data, world, k=recipe.evaluate.k)
+def evaluations(recipe: Recipe, bank, test, world: World) -> dict:
+    """What is measured on the way, by the name of its report: callable(method) -> Report on the teacher's encoder."""
+    chosen = {}
+    if test is not None and recipe.evaluate.knn_every:
+        chosen["knn"] = partial(of_teacher, "knn", bank, recipe.evaluate.limit_bank, test, None, world, {"k": recipe.evaluate.k})
+    for one in scheduled(recipe.evaluate.also):
+        chosen[one.name] = partial(of_teacher, one.evaluation, bank, one.limit_train, test, one.limit_test, world, one.options)
+    return chosen
+
+
+def of_teacher(name: str, bank, limit_train, test, limit_test, world: World, options, model) -> Report:
+    """An evaluation of the teacher's encoder on evenly spread parts of the training (without augmentation) and the test images."""
+    data = {"train": evenly(bank, limit_train) if limit_train else bank, "test": evenly(test, limit_test) if limit_test else test}
+    return EVALUATIONS[name](model.teacher.encoder, data, world, **options)
 
 
 def known_run(folder: Path, recipe: Recipe) -> dict:

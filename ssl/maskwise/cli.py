@@ -6,7 +6,6 @@ import argparse
 import errno
 import os
 import sys
-from typing import Any
 
 from maskwise import __version__
 from maskwise.functional.errors import UserError
@@ -54,6 +53,8 @@ def evaluate(words: list[str]) -> int:
 
     if given.name not in build.EVALUATIONS:
         raise UserError(f"no evaluation {given.name}; there are {', '.join(build.EVALUATIONS)}")
+    from maskwise.recipe_evaluations import options_of
+
     options = options_of(given.options, f"evaluate {given.name}", build.evaluate, build.EVALUATIONS[given.name])
     report = build.evaluate(given.name, given.model, **options)
     for key, value in report.numbers.items():
@@ -77,6 +78,7 @@ def look(words: list[str]) -> int:
     if not images:
         raise UserError("look: no image given; name at least one image file")
     from maskwise import build
+    from maskwise.recipe_evaluations import options_of
 
     options = options_of([word for word in given.images if word not in images], "look", build.look)
     build.look(given.model, images, given.out, **options)
@@ -143,32 +145,6 @@ def report(words: list[str]) -> int:
 
 
 VERBS = {"train": train, "evaluate": evaluate, "look": look, "show": show, "export": export, "convert": convert, "report": report}
-
-
-def options_of(words: list[str], verb: str, *functions) -> dict[str, object]:
-    """`key=value` words as keyword arguments of a verb's functions; raises UserError for one that none of them has."""
-    import inspect
-
-    from maskwise.recipe_schema import kind_of, nearest
-    from maskwise.recipe_text import Misread, convert, parse
-
-    parameters = [each for function in functions for each in inspect.signature(function).parameters.values()]
-    accepted = {each.name: each.default for each in parameters if each.default is not each.empty and each.name not in ("world", "device")}
-    options: dict[str, object] = {}
-    for word in words:
-        key, equals, text = word.partition("=")
-        if not equals:
-            raise UserError(f"{verb}: `{word}` is not key=value")
-        if key not in accepted:
-            raise UserError(f"{verb} has no option {key}{nearest(key, accepted)}; it accepts {', '.join(accepted)}")
-        if key in options:
-            raise UserError(f"{verb}: {key} is given twice; keep one")
-        entries, _ = parse(f"value: {text}", word)
-        try:
-            options[key] = convert(entries["value"].value, kind_of(None, accepted[key]) if not isinstance(accepted[key], (bool, tuple)) else Any)
-        except (KeyError, Misread) as error:
-            raise UserError(f"{verb}: {key}: {error if isinstance(error, Misread) else f'cannot read `{text}`'}") from None
-    return options
 
 
 def free_options(words: list[str], verb: str) -> dict[str, object]:

@@ -12,6 +12,7 @@ from types import MappingProxyType
 from typing import Any, Callable, Literal, Mapping, Optional, Union
 
 from maskwise.functional.errors import UserError
+from maskwise.recipe_evaluations import scheduled
 from maskwise.recipe_schema import REQUIRED, UNSET, Key, check_bounds, contradictions, nearest, schema, unbuildable, unread
 from maskwise.recipe_text import Entry, Misread, Scalar, convert, header, parse, read, write
 
@@ -151,11 +152,13 @@ class Train(Section):
 
 @dataclass(frozen=True)
 class Evaluate(Section):
-    """The k-NN on the way, every knn_every epochs and at the end (0: never, and so without test images); pictures_every in epochs (0: never)."""
+    """The k-NN on the way, every knn_every epochs and at the end (0: never, and so without test images); `also` any other evaluation, a
+    line each: `linear every=10 limit_train=5000 preset=simpool epochs=20` (every in epochs, 0: only at the end); pictures_every in epochs (0: never)."""
 
     knn_every: int = 10
     k: tuple[int, ...] = (10, 20, 100, 200)
     limit_bank: Optional[int] = None
+    also: Optional[tuple[str, ...]] = None
     crop_pct: float = 0.875
     pictures_every: int = 1
 
@@ -272,6 +275,13 @@ def read_recipe(path: str | Path, *overrides: str, try_model: bool = True) -> Re
             text = "k-NN needs labelled test images; give data.test_path or data.test_split, or 0"
             mistakes = [f"{entries['evaluate.knn_every'].origin}: evaluate.knn_every: {text}"]
         values["evaluate.knn_every"] = 0
+    if not mistakes and values["evaluate.also"]:
+        try:
+            scheduled(values["evaluate.also"])
+            why = "" if has_test(values) else "needs labelled test images; give data.test_path or data.test_split, or leave it out"
+        except UserError as error:
+            why = str(error)
+        mistakes = [f"{entries['evaluate.also'].origin}: evaluate.also: {why}"] if why else []
     if mistakes and not overrides and (awaited := header(found.read_text(encoding="utf-8-sig")).not_yet):
         raise UserError(f"{source} cannot run yet: {awaited}")
     if mistakes:

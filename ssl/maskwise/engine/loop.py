@@ -19,25 +19,26 @@ HOPELESS = 100  # bad steps in a row after which a run stops
 
 
 def fit(trainer: Trainer, batches_from: Callable[[int], Iterator], augment: Callable, journal: Journal, checkpoints: Checkpoints,
-        evaluations: dict[str, Callable], *, log_every: int, save_every: int, evaluate_every: int = 0,
+        evaluations: dict[str, Callable], *, log_every: int, save_every: int, evaluate_every: int | dict[str, int] = 0,
         pictures: Callable | None = None, pictures_every: int = 0) -> dict:
     """Train to the end, from the last checkpoint if there is one; returns {"status", "step", "skipped"}.
 
     `batches_from(step)` yields this rank's batches from that step on; `augment(batch)` makes its float crops;
-    `evaluations` map a name to a callable(method) -> Report, due every `evaluate_every` steps (0: only at the end) and
-    at the end; `pictures(method, batch)` returns uint8 pictures by name. The status is "complete", or "preempted" after
+    `evaluations` map a name to a callable(method) -> Report, due every `evaluate_every` steps (one number for all, or one
+    for each name; 0: only at the end) and at the end; `pictures(method, batch)` returns uint8 pictures by name. The status is "complete", or "preempted" after
     SIGTERM, SIGUSR1 or Ctrl-C on any rank: the step is finished and saved first. Raises UserError when a checkpoint is
     unusable or no step is finite any more, and whatever the batches raise.
     """
     world, total = trainer.world, trainer.total_steps
+    every = evaluate_every if isinstance(evaluate_every, dict) else dict.fromkeys(evaluations, evaluate_every)
     found = resume(trainer, checkpoints)
     if trainer.step_index >= total:
         return {"status": "complete", "step": total, "skipped": int(trainer.skipped)}
 
     with Interrupts() as interrupts, contextlib.closing(journal):
         health, reported = reopen(trainer, journal, found)
-        if due(trainer.step_index, evaluate_every):  # put off by the interruption
-            report(trainer, journal, {name: call for name, call in evaluations.items() if name not in reported})
+        put_off = {name: call for name, call in evaluations.items() if name not in reported and due(trainer.step_index, every[name])}
+        report(trainer, journal, put_off)  # by the interruption
         stream = batches_from(trainer.step_index)
         batches = ahead(stream, world.device)
         while trainer.step_index < total:
@@ -56,8 +57,8 @@ def fit(trainer: Trainer, batches_from: Callable[[int], Iterator], augment: Call
             if pictures and journal.main and (last or due(step, pictures_every)):
                 with seeded(step), paused(journal):
                     journal.pictures(step, pictures(trainer.method, batch))
-            if last or not stop and due(step, evaluate_every):
-                report(trainer, journal, evaluations)
+            if last or not stop:
+                report(trainer, journal, {name: call for name, call in evaluations.items() if last or due(step, every[name])})
             if last or stop or due(step, save_every):
                 with paused(journal):
                     save(trainer, journal, checkpoints, stream)

@@ -33,13 +33,15 @@ def knn(
     pixels: bool | int = False,
     few_shot: int | Sequence[int] = (),
     batch_size: int = 256,
+    precision: str = "fp32",
+    cache=None,
 ) -> Report:
     """Classify data["test"] by votes of the nearest images of data["train"] -> Report, accuracies in per cent.
 
     Neither set is augmented. Numbers: {feature}_top1_k{k} and _top5_k{k} for each k (at most the bank's size), the same of
     `pixels` (raw normalised ones, resized to 32 or the number given) and of few_shot images per class; `top1` and `top5`
     are the first feature's at k = 20, or at the first k. Raises UserError for sets without labels and for options out of range.
-    attmask.md 5.1, 5.2; evaluation.md 2.
+    precision and cache as in features.extract. attmask.md 5.1, 5.2; evaluation.md 2.
     """
     begin = time.perf_counter()
     names, asked, shots = _several(feature), _several(k), _several(few_shot)
@@ -48,7 +50,7 @@ def knn(
     options = {"world": world, "batch_size": batch_size}
     sides = {}
     if names:
-        train, test = (features.extract(encoder, data[role], names, **options) for role in ("train", "test"))
+        train, test = (features.extract(encoder, data[role], names, precision=precision, cache=cache, **options) for role in ("train", "test"))
         sides = {name: (train[name], test[name]) for name in names}
     if pixels:
         normal = {"mean": encoder.mean, "std": encoder.std}
@@ -71,7 +73,7 @@ def knn(
         numbers=numbers,
         protocol={
             "evaluation": "knn", "k": sorted({min(one, len(train)) for one in asked}), "k_asked": list(asked), "headline_k": headline,
-            "temperature": temperature, "features": list(sides), "few_shot": list(shots), "pixels": size or None, "normalised": "L2",
+            "temperature": temperature, "features": list(sides), "few_shot": list(shots), "pixels": size or None, "normalised": "L2", "precision": precision,
             "transform": "evaluation transform for both sets", "bank": len(train), "queries": len(test), "classes": _classes(train.labels, test.labels),
         },
         data_hash=hashlib.sha256((train.hash + test.hash).encode()).hexdigest(),

@@ -1,0 +1,86 @@
+"""Two gloo ranks give the features of one process bit for bit, and the probes' numbers."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+
+import pytest
+import torch
+
+NAMES = ("pooled", "cls2", "patches")
+PROBES = {
+    "knn": ("knn", {"k": [5], "batch_size": 8}),
+    "linear": ("linear", {"augment": False, "epochs": 6, "batch_size": 16, "lr": [0.5, 5.0], "feature_batch": 8}),
+    "linear on crops": ("linear", {"epochs": 2, "batch_size": 16, "lr": 5.0, "feature_batch": 8}),
+    "logistic": ("logistic", {"penalty": [0.1], "batch_size": 8}),
+    "attentive": ("attentive", {"epochs": 3, "batch_size": 16, "warmup_epochs": 1, "lr": 0.2}),
+    "finetune": ("finetune", {"epochs": 2, "batch_size": 16, "warmup_epochs": 0, "lr": 5e-3, "repeats": 1}),
+}  # fmt: skip
+
+
+def measure(world, folder):
+    """Everything, as one rank sees it: features, those of a cache, and the probes' numbers."""
+    from evaluation.tiny_sets import Colours, sets, tiny_encoder
+    from maskwise.evaluation import EVALUATIONS, feature_store, features
+
+    usual, feature_store.PART = feature_store.PART, 8
+    encoder, data = tiny_encoder("simpool", class_token=True), Colours(45, broken=(3, 8, 9, 10, 11, 12, 13, 14, 15))
+    plain = features.extract(encoder, data, NAMES, world=world, batch_size=8)
+    kept = [features.extract(encoder, data, NAMES, world=world, batch_size=8, cache=folder / "cache") for _ in range(2)]
+    feature_store.PART = usual
+    found = {f"{kind}/{name}": bank[name].clone() for kind, bank in (("plain", plain), ("cold", kept[0]), ("warm", kept[1])) for name in NAMES}
+    found["index"] = plain.index
+    reports = {name: EVALUATIONS[row](encoder, sets(48, 30, broken=(5,)), world, **options) for name, (row, options) in PROBES.items()}
+    numbers = {name: report.numbers for name, report in reports.items()}
+    return found, {**numbers, "origins": [bank.origin for bank in kept], "corrupt": sorted(plain.corrupt), "unread": {name: sorted(each.corrupt) for name, each in reports.items()}}
+
+
+def rank(folder):
+    """What each of the two processes runs."""
+    from pathlib import Path
+
+    from maskwise.distributed.world import World
+
+    torch.set_num_threads(1)
+    world, folder = World.start("cpu"), Path(folder)
+    found, numbers = measure(world, folder)
+    torch.save(found, folder / f"features_{world.rank}.pt")
+    (folder / f"numbers_{world.rank}.json").write_text(json.dumps(numbers))
+    world.close()
+
+
+@pytest.fixture(scope="module")
+def both(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("ranks")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    surroundings = {**os.environ, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2", "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
+    command = [sys.executable, "-c", f"from evaluation.test_ranks import rank; rank({str(folder)!r})"]
+    running = [subprocess.Popen(command, env={**surroundings, "RANK": str(r)}, stderr=subprocess.PIPE, text=True) for r in (0, 1)]
+    errors = [process.communicate(timeout=300)[1] for process in running]
+    assert [process.returncode for process in running] == [0, 0], "\n".join(errors)
+    alone = tmp_path_factory.mktemp("alone")
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    whole = measure(None, alone)
+    torch.set_num_threads(threads)
+    return whole, [(torch.load(folder / f"features_{r}.pt"), json.loads((folder / f"numbers_{r}.json").read_text())) for r in (0, 1)]
+
+
+def test_features_bit_for_bit(both):
+    (whole, numbers), ranks = both
+    for found, told in ranks:
+        assert found.keys() == whole.keys() and all(torch.equal(found[name], whole[name]) for name in whole)
+        assert told["origins"] == numbers["origins"] == [dict.fromkeys(NAMES, "computed"), dict.fromkeys(NAMES, "cached")]
+        assert told["corrupt"] == numbers["corrupt"] and len(told["corrupt"]) == 9
+        assert told["unread"] == numbers["unread"] == dict.fromkeys(PROBES, ["5.png"])
+
+
+@pytest.mark.parametrize("name", PROBES)
+def test_numbers(both, name):
+    (_, alone), ranks = both
+    for _, told in ranks:
+        assert told[name] == pytest.approx(json.loads(json.dumps(alone[name])), abs=1e-3, nan_ok=True)

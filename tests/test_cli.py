@@ -11,7 +11,6 @@ import pytest
 import maskwise
 from maskwise import cli
 from maskwise.evaluation import EVALUATIONS
-from maskwise.functional.errors import UserError
 
 SMALL = ["data.count=16", "train.epochs=1", "teacher.warmup_temp_epochs=1", "evaluate.limit_bank=null"]
 
@@ -106,7 +105,8 @@ def test_look_draws_a_sheet(run, main, tmp_path):
 
 
 def test_export_and_what_comes_back(run, main, tmp_path):
-    assert main("export", run, "--to", "exported") == (0, "exported: exported\n", "")
+    status, out, error = main("export", run, "--to", "exported")
+    assert status == 0 and out.splitlines()[-1] == "exported: exported" and "features 0.0e+00   attention 0.0e+00" in out
     import torch
 
     images = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
@@ -148,20 +148,6 @@ def test_public_names_are_all_there_and_export_is_a_function_and_a_package(run, 
 
     assert layouts.load is maskwise.load
     maskwise.export(maskwise.load(run), tmp_path / "there")
-    assert (tmp_path / "there" / "model.safetensors").is_file()
+    assert (tmp_path / "there" / "config.json").is_file()
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         maskwise.nothing  # noqa: B018
-
-
-def test_pushing_without_a_hub_is_one_line(run, monkeypatch):
-    import huggingface_hub
-
-    class Unreachable:
-        def create_repo(self, name, exist_ok):
-            raise OSError("Offline mode is enabled.\nmore words")
-
-    monkeypatch.setattr(huggingface_hub, "HfApi", Unreachable)
-    with pytest.raises(UserError) as caught:
-        maskwise.push_to_hub(maskwise.load(run), "me/name")
-    assert str(caught.value) == "cannot push to the Hub (Offline mode is enabled.): check the network, and `hf auth login`"
-    assert os.linesep not in str(caught.value)

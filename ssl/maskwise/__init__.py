@@ -9,7 +9,7 @@ __version__ = "0.1.0"
 
 HOMES = {
     "load": "maskwise.export.layouts",
-    "push_to_hub": "maskwise.build",
+    "push_to_hub": "maskwise.export.release",
     "read_recipe": "maskwise.recipe",
     "train": "maskwise.build",
     "evaluate": "maskwise.build",
@@ -30,11 +30,11 @@ __all__ = [*HOMES, "export", "__version__"]
 class Exporting(ModuleType):
     """The package `maskwise.export`, which is also the function of that name."""
 
-    def __call__(self, model, folder):
-        """Write an encoder, or what `maskwise.load` accepts, as config.json and model.safetensors; returns the folder."""
-        from maskwise.build import export
+    def __call__(self, model, folder, **options):
+        """Write an encoder, or what `maskwise.load` accepts, as a folder; returns it. Options: `maskwise.export.release.export`."""
+        from maskwise.export.release import export
 
-        return export(model, folder)
+        return export(model, folder, **options)
 
 
 sys.modules["maskwise.export"].__class__ = Exporting

@@ -27,7 +27,6 @@ from maskwise.engine.optim import check_groups, make_optimizer, parameter_groups
 from maskwise.engine.trainer import Trainer
 from maskwise.evaluation import EVALUATIONS
 from maskwise.evaluation.report import Report
-from maskwise.export import folder as exported_folder
 from maskwise.export import layouts
 from maskwise.functional import draws, schedules
 from maskwise.functional.errors import UserError
@@ -348,35 +347,6 @@ def look(model, images, out, masking: str = "attmask_high", ratio: float = 0.5) 
     sheet = training_sheet(built, torch.stack(shown), MASKINGS[masking](seed=0, **options), torch.arange(len(shown)))
     write_png(out, sheet)
     return Path(out)
-
-
-def export(model, folder) -> Path:
-    """Write an encoder, or what `maskwise.load` accepts, as config.json and model.safetensors."""
-    built = layouts.load(model) if isinstance(model, (str, Path)) else model
-    exported_folder.write(built, folder)
-    return Path(folder)
-
-
-def push_to_hub(model, name: str, *, reports=()) -> str:
-    """Export an encoder to the Hugging Face Hub under `name`, with its reports; returns the address.
-
-    Raises UserError when the Hub cannot be reached or refuses.
-    """
-    import tempfile
-
-    import huggingface_hub
-
-    with tempfile.TemporaryDirectory() as folder:
-        export(model, folder)
-        for number, report in enumerate(reports):
-            report.save(Path(folder) / f"report_{number}.json")
-        try:
-            hub = huggingface_hub.HfApi()
-            hub.create_repo(name, exist_ok=True)
-            return str(hub.upload_folder(repo_id=name, folder_path=folder))
-        except Exception as error:  # the client raises a dozen unrelated types for "offline", "not logged in" and "refused"
-            first = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise UserError(f"cannot push to the Hub ({first}): check the network, and `hf auth login`") from None
 
 
 def report(run) -> Report:

@@ -100,14 +100,39 @@ def show(words: list[str]) -> int:
 
 
 def export(words: list[str]) -> int:
-    """write a run's teacher as a folder that `maskwise.load` reads anywhere"""
-    parser = Parser("maskwise export", description="Write the teacher of a run as a folder of config.json and model.safetensors.")
-    parser.add_argument("model", metavar="RUN", help="a run folder or a checkpoint file")
-    parser.add_argument("--to", metavar="DIR", required=True, help="the folder to write")
+    """write a run's encoder for timm, transformers and `maskwise.load`, or push it to the Hub"""
+    parser = Parser("maskwise export", description="Write the encoder of a run as a folder that opens in timm, transformers and maskwise.load.")
+    parser.add_argument("model", metavar="RUN", help="a run folder, an exported folder or a checkpoint file")
+    parser.add_argument("--to", metavar="DIR|hub:NAME", required=True, help="the folder to write, or hub:owner/name")
+    parser.add_argument("--weights", choices=("teacher", "student"), default="teacher", help="which of the two (default: %(default)s)")
+    parser.add_argument("--heads", action="store_true", help="add the projection head and the centers, to continue from")
+    parser.add_argument("--onnx", action="store_true", help="add onnx/model.onnx")
+    parser.add_argument("--onnx-attention", action="store_true", help="add onnx/model_attention.onnx, whose third output is the attention")
+    parser.add_argument("--pt2", action="store_true", help="add encoder.pt2, a program of torch.export")
+    parser.add_argument("--licence", metavar="ID", default="unknown", help="licence of the weights, such as apache-2.0")
+    parser.add_argument("--dataset", metavar="ID", action="append", default=[], help="data in the card's header; may be repeated")
+    parser.add_argument("--base-model", metavar="ID", help="the model that this one continues")
+    parser.add_argument("--picture", choices=("run", "shapes"), help="the card's picture: the run's own, or embedded images (default on a public Hub page)")
+    parser.add_argument("--private", action="store_true", help="hub: a private repository")
+    parser.add_argument("--revision", metavar="NAME", help="hub: the branch to commit to")
+    parser.add_argument("--dry-run", action="store_true", help="hub: tell what would be uploaded, and send nothing")
     given = parser.parse_intermixed_args(words)
-    import maskwise
+    programs = [name for name in ("onnx", "onnx-attention", "pt2") if getattr(given, name.replace("-", "_"))]
+    options = {
+        "weights": given.weights, "heads": given.heads, "onnx": programs, "licence": given.licence, "datasets": given.dataset,
+        "base_model": given.base_model, "picture": given.picture, "say": say,
+    }  # fmt: skip
+    from maskwise.export import release
 
-    maskwise.export(maskwise.load(given.model), given.to)
+    if given.to.startswith("hub:"):
+        name = given.to.removeprefix("hub:")
+        address = release.push_to_hub(given.model, name, private=given.private, revision=given.revision, dry_run=given.dry_run, **options)
+        say(f"{'would be pushed' if given.dry_run else 'pushed'}: {address}")
+        return 0
+    for option in ("private", "revision", "dry_run"):
+        if getattr(given, option):
+            raise UserError(f"--{option.replace('_', '-')} is for the Hub: give --to hub:owner/name, or leave it out")
+    release.export(given.model, given.to, **{**options, "picture": given.picture or "run"})
     say(f"exported: {given.to}")
     return 0
 

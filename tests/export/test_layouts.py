@@ -54,7 +54,6 @@ def test_export_round_trip(tmp_path):
     encoder = build("simpool", {"gamma": 2.0, "beta": True}, drop_path=0.1, mask_token=True)
     encoder.crop_pct = 1.0
     exported.write(encoder, tmp_path / "out")
-    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["config.json", "model.safetensors"]
     back = layouts.load(tmp_path / "out")
     assert same(back, encoder) and back.crop_pct == 1.0 and not back.training
     exported.write(build(), tmp_path / "out")  # an earlier export is replaced

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from maskwise.export import dinov2, dinov3, folder as exports, layouts, legacy, timm_files
+from maskwise.export.about import About
 from maskwise.export.source import ONLY, Source, tensors_of
 from maskwise.functional.errors import UserError
 
@@ -51,21 +52,12 @@ def written(source: Source, layout: str, weights: str | None) -> tuple[dict, dic
 
 def write_folder(source: Source, folder: Path, weights: str | None, overrides: dict) -> None:
     """An exported folder, and in it whatever else of student, teacher, heads and centers there is."""
-    from safetensors.torch import save_file
-
     role = source.role(weights or next(iter(source.networks)))
     encoder = layouts.overridden(source.encoder(role), overrides).eval()
     more = {} if weights is not None else {key: value for key, value in tensors_of(source).items() if not key.startswith(f"{role}.encoder.")}
-    if not more:
-        exports.write(encoder, folder)
-        return
-    with exports.replacing(folder) as aside:
-        exports.write(encoder, aside / "plain")
-        for each in (aside / "plain").iterdir():
-            each.rename(aside / each.name)
-        (aside / "plain").rmdir()
-        named = {key.replace(f"{ONLY}.", "teacher.", 1) if key.startswith(f"{ONLY}.") else key: value for key, value in more.items()}
-        save_file({key: value.detach().cpu().contiguous().clone() for key, value in named.items()}, aside / layouts.TRAINING, metadata={"format": "pt"})
+    named = {key.replace(f"{ONLY}.", "teacher.", 1) if key.startswith(f"{ONLY}.") else key: value for key, value in more.items()}
+    about = About(name=folder.resolve().name, weights="teacher" if role == ONLY else role)
+    exports.write(encoder, folder, about=about, training=named)
 
 
 def untold(source: Source, layout: str, content: dict) -> list[str]:

@@ -3,34 +3,88 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
+from maskwise.export import card, check
+from maskwise.export.about import About
+from maskwise.export.timm_layout import renaming, tag_of, timm_config, timm_layout
+from maskwise.export.transformers_layout import INDEX, WEIGHTS, dinov2, index, preprocessor
 from maskwise.functional.errors import UserError
 from maskwise.nn.backbone import read_tensors
-from maskwise.nn.encoder import Encoder
+from maskwise.nn.encoder import Encoder, encoder_from_spec
 
-CONFIG, MODEL = "config.json", "model.safetensors"
-FORMAT = "maskwise-encoder-1"
+CONFIG, BACKBONE, MODEL, OWN, TRAINING = "config.json", "backbone.safetensors", "model.safetensors", "maskwise.safetensors", "training.safetensors"
+FORMAT = "maskwise-encoder-2"
+PROGRAMS = ("onnx", "onnx-attention", "pt2")
 
 
-def write(encoder: Encoder, folder) -> None:
-    """Write config.json and model.safetensors as a whole or not at all; an earlier export there is replaced.
+def write(
+    encoder: Encoder,
+    folder,
+    *,
+    about: About | None = None,
+    training: dict[str, Tensor] | None = None,
+    onnx: tuple[str, ...] = (),
+    say: Callable[[str], None] | None = None,
+) -> Path:
+    """Write a folder that opens in timm, transformers and `maskwise.load`, whole or not at all; an earlier export there is replaced.
 
-    Raises UserError for a folder that holds something else or cannot be written.
+    A vision transformer with a class token becomes a Dinov2Model and a timm model side by side, everything else a timm
+    model; what neither knows (pooling, mask token) stands in maskwise.safetensors, `training` (heads and centers, under a
+    checkpoint's names) in training.safetensors. Weights are float32. `onnx`: further programs, see `export.onnx`. It is
+    opened again in every library present, and `say` gets the largest differences. Raises UserError for a folder that
+    holds something else or cannot be written, an encoder that timm cannot hold, or a difference above 1e-5.
     """
+    encoder = copy.deepcopy(encoder).cpu().float().eval()
+    about = about or About(weights="teacher")
+    with replacing(folder) as aside:
+        fill(encoder, aside, about, training)
+        programs = [line for kind in onnx for line in write_program(encoder, aside, kind)]
+        found, absent = check.compare(encoder, aside, lambda place: load_exported(place))
+        lines = [each.line() for each in found] + programs
+        card.write(encoder, aside, about, found, absent)
+    for line in ["opened again, largest differences:", *lines, *(f"  {name:<22} not installed, not tried" for name in absent)]:
+        if say is not None:
+            say(line)
+    return Path(folder)
+
+
+def fill(encoder: Encoder, aside: Path, about: About, training: dict[str, Tensor] | None) -> None:
+    """Weights and configurations for all three libraries."""
     from safetensors.torch import save_file
 
-    with replacing(folder) as aside:
-        tensors = {key: value.detach().cpu().contiguous() for key, value in encoder.state_dict().items()}
-        save_file(tensors, aside / MODEL, metadata={"format": "pt"})
-        (aside / CONFIG).write_text(json.dumps({"format": FORMAT, "encoder": encoder.spec()}, indent=2) + "\n")
+    layout = timm_layout(encoder)
+    model = dinov2(encoder, layout)
+    weights = MODEL if model is None else BACKBONE
+    own = {key: value for key, value in encoder.state_dict().items() if key not in layout.names} | layout.changed
+    for name, tensors in ((weights, layout.tensors), (OWN, own), (TRAINING, training)):
+        if tensors:
+            save_file({key: value.detach().cpu().contiguous() for key, value in tensors.items()}, aside / name, metadata={"format": "pt"})
+    config = timm_config(layout, encoder, tag=tag_of(about.method.replace(" with ", "_") or "maskwise"), licence=about.licence, filename=weights)
+    if model is not None:
+        fields, tensors = model
+        save_file(tensors, aside / WEIGHTS, metadata={"format": "pt"})
+        (aside / INDEX).write_text(index(tensors))
+        config = {**fields, **config}
+    config["maskwise"] = {"format": FORMAT, "encoder": encoder.spec(), "weights": about.weights}
+    for name, content in ((CONFIG, config), ("preprocessor_config.json", preprocessor(encoder))):
+        (aside / name).write_text(json.dumps(content, indent=2) + "\n")
+
+
+def write_program(encoder: Encoder, aside: Path, kind: str) -> list[str]:
+    """One of the programs that run without this library; lines that tell how far it is from the encoder."""
+    from maskwise.export import onnx
+
+    return onnx.write(encoder, aside, kind)
 
 
 @contextlib.contextmanager
@@ -40,7 +94,7 @@ def replacing(folder) -> Iterator[Path]:
     Raises UserError where `folder` holds something other than an export or cannot be written.
     """
     folder = Path(folder)
-    if folder.exists() and not (folder.is_dir() and (not any(folder.iterdir()) or spec_of(folder) is not None)):
+    if folder.exists() and not (folder.is_dir() and (not any(folder.iterdir()) or described(folder) is not None)):
         raise UserError(f"{folder} holds something other than an export: give a new folder")
     aside = None
     try:
@@ -48,6 +102,7 @@ def replacing(folder) -> Iterator[Path]:
         aside = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
         yield aside
         for file in sorted(aside.rglob("*")):
+            file.chmod(0o755 if file.is_dir() else 0o644)
             _flush(file)
         aside.chmod(0o755)
         if folder.exists():
@@ -72,15 +127,41 @@ def _flush(path: Path) -> None:
         os.close(handle)
 
 
-def spec_of(folder: Path) -> dict | None:
-    """The encoder's spec in an exported folder, or None where there is none of ours."""
+def described(folder: Path) -> dict | None:
+    """What config.json says to maskwise in an exported folder, or None where there is none of ours."""
     try:
-        config = json.loads((folder / CONFIG).read_text())
+        config = json.loads((Path(folder) / CONFIG).read_text())
     except (OSError, ValueError):
         return None
-    return config["encoder"] if isinstance(config, dict) and config.get("format") == FORMAT else None
+    ours = config.get("maskwise") if isinstance(config, dict) else None
+    return ours if isinstance(ours, dict) and ours.get("format") == FORMAT else None
 
 
-def read(folder: Path) -> tuple[dict, dict[str, Tensor]]:
-    """The spec and the encoder's tensors of an exported folder."""
-    return spec_of(folder), read_tensors(folder / MODEL)
+def read(folder: Path) -> tuple[dict, dict[str, Tensor], dict[str, Tensor]]:
+    """An exported folder's encoder spec, the encoder's tensors, and the tensors of heads and centers ({} without).
+
+    Raises UserError for a file that is missing or lacks a tensor.
+    """
+    folder, spec = Path(folder), described(folder)["encoder"]
+    weights = read_tensors(weights_file(folder))
+    own = read_tensors(folder / OWN) if (folder / OWN).is_file() else {}
+    with torch.device("meta"):
+        probe = encoder_from_spec({**spec, "backbone": {**spec["backbone"], "mask_token": "backbone.mask_token" in own}})
+    names = renaming(probe.state_dict(), weights)
+    state = {key: weights[name] for key, name in names.items() if name in weights} | own
+    unread = sorted(weights.keys() - set(names.values()))
+    if unread:
+        raise UserError(f"{folder} does not fit its own config.json: its weights have unknown {unread[0]}; export it anew")
+    return spec, state, read_tensors(folder / TRAINING) if (folder / TRAINING).is_file() else {}
+
+
+def weights_file(folder: Path) -> Path:
+    """The file of an exported folder that holds the backbone in timm's names."""
+    return folder / (BACKBONE if (folder / BACKBONE).is_file() else MODEL)
+
+
+def load_exported(folder: Path) -> Encoder:
+    """The encoder of an exported folder, in eval mode."""
+    from maskwise.export import layouts
+
+    return layouts.load(folder)

@@ -13,7 +13,7 @@ from maskwise.functional.errors import UserError
 from maskwise.nn.backbone import read_tensors
 from maskwise.nn.encoder import Encoder
 
-MODEL, SPEC, TRAINING = "model.safetensors", "encoder.json", "training.safetensors"
+MODEL, SPEC = "model.safetensors", "encoder.json"
 LAYOUTS = (*legacy.LAYOUTS, "timm", "dinov2", "dinov3")
 OVERRIDES = (
     "position", "image_size", "num_heads", "gamma", "min_scope", "pooling_heads", "mean", "std", "crop_pct", "name", "patch_size", "class_token", "alias",
@@ -48,7 +48,7 @@ def tell(text: str) -> None:
 
 def read(path, *, layout: str | None = None, **overrides) -> Source:
     """Everything that a run folder, an exported folder or a weights file holds; arguments and errors as in `load`."""
-    path = Path(path)
+    path = found(path)
     if layout is not None and layout not in LAYOUTS:
         raise UserError(f"layout={layout!r} is unknown: choose one of {', '.join(LAYOUTS)}")
     unknown = sorted(set(overrides) - set(OVERRIDES))
@@ -67,9 +67,20 @@ def read(path, *, layout: str | None = None, **overrides) -> Source:
     return legacy.read(content, path, layout, overrides)
 
 
+def found(path) -> Path:
+    """A path, or the folder in the Hub's cache of "hub:owner/name@revision" and of an "owner/name" that is no path here."""
+    if isinstance(path, str) and (path.startswith("hub:") or path.count("/") == 1):
+        from maskwise.export import hub
+
+        name = hub.named(path)
+        if name is not None:
+            return hub.fetch(*name)
+    return Path(path)
+
+
 def read_folder(folder: Path) -> Source:
     """What one of our folders holds: an export, a run (its last checkpoint) or one checkpoint; or a folder that timm wrote."""
-    if exports.spec_of(folder) is not None:
+    if exports.described(folder) is not None:
         return exported(folder)
     checkpoint = folder
     if (folder / "checkpoints").is_dir():
@@ -92,13 +103,13 @@ def read_folder(folder: Path) -> Source:
 
 
 def exported(folder: Path) -> Source:
-    """What an exported folder holds, student and heads included where `convert` has put them beside it."""
-    spec, state = exports.read(folder)
-    file = max((each for each in folder.glob("*.safetensors") if each.name != TRAINING), key=lambda each: each.stat().st_size)
-    if not (folder / TRAINING).is_file():
-        return Source(str(folder), "export", spec, {ONLY: state}, file=file)
-    teacher = {f"teacher.encoder.{key}": value for key, value in state.items()}
-    return trained(Source(str(folder), "export", spec, {}, file=file), {**teacher, **read_tensors(folder / TRAINING)})
+    """What an exported folder holds: its encoder, and the other network, heads and centers where they stand beside it."""
+    role, (spec, state, more) = exports.described(folder)["weights"], exports.read(folder)
+    source = Source(str(folder), "export", spec, {}, file=exports.weights_file(folder))
+    if not more:
+        source.networks = {ONLY: state}
+        return source
+    return trained(source, {**{f"{role}.encoder.{key}": value for key, value in state.items()}, **more})
 
 
 def overridden(encoder: Encoder, overrides: dict) -> Encoder:

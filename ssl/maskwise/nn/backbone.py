@@ -167,7 +167,7 @@ class Backbone(nn.Module):
             raise UserError(f"images of {height}x{width} pixels do not divide into patches of {_by(self.patch_size)}: resize or crop them to a multiple")
         grid = self.grid_for((height, width))
         x = self.norm_pre(self._embed(images, mask, grid))
-        factors = self.drop_path(len(x), x, drop_key)
+        factors = self.drop_path(x.shape[0], x, drop_key)
         wanted = {layer % self.depth for layer in layers}
         stages: dict[int, Tensor] = {}
         row = last_keys = None
@@ -194,7 +194,7 @@ class Backbone(nn.Module):
         if mask is not None:
             token = self.mask_token.to(x.dtype) if self.has_mask_token else x.new_zeros(())
             x = torch.where(mask.unsqueeze(-1), token, x)
-        prefix = [token.expand(len(x), -1, -1) for token in (self.cls_token, self.reg_token) if token is not None]
+        prefix = [token.expand(x.shape[0], -1, -1) for token in (self.cls_token, self.reg_token) if token is not None]
         if self.pos_embed is None:
             return torch.cat([*prefix, x], dim=1)
         own, patches = self.pos_embed.split((self.table_prefix, self.pos_embed.shape[1] - self.table_prefix), dim=1)

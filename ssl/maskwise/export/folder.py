@@ -164,4 +164,4 @@ def load_exported(folder: Path) -> Encoder:
     """The encoder of an exported folder, in eval mode."""
     from maskwise.export import layouts
 
-    return layouts.load(folder)
+    return layouts.load(folder, weights=described(folder)["weights"])

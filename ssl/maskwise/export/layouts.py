@@ -34,7 +34,8 @@ def load(path, *, weights: str = "teacher", layout: str | None = None, **overrid
     if weights not in ("teacher", "student"):
         raise UserError(f"weights={weights!r} is unknown: choose teacher or student")
     source = read(path, layout=layout, **overrides)
-    encoder = source.encoder(weights)
+    alone = source.layout == "export" and len(source.networks) == 1  # whichever it is, it is what the folder is for
+    encoder = source.encoder(next(iter(source.networks)) if alone else weights)
     if source.layout not in ("run", "export"):
         tell(f"{path}, read as {source.layout}: {source.taken(weights).line()}")
     return overridden(encoder, overrides).eval()

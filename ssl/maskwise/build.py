@@ -290,6 +290,25 @@ def images_at(path, split: str | None = None):
     return path if hasattr(path, "image") else DATASETS["folder"](path=path, split=split)
 
 
+def laid_out(name: str, role: str, path) -> dict:
+    """The images at a path by role: as the evaluation's own layout has them where it has one, else a folder; datasets pass through."""
+    reader = getattr(EVALUATIONS[name], "readers", {}).get(role)
+    if isinstance(path, dict):
+        return path
+    return (reader(path) if reader and isinstance(path, (str, Path)) else {}) or {role: images_at(path)}
+
+
+def handed(key: str, value):
+    """An option that stands for a model: `guide` is an encoder, `head` the projection head of a run."""
+    if not isinstance(value, (str, Path)):
+        return value
+    if key == "head":
+        from maskwise.export.run_head import load_head
+
+        return load_head(value)
+    return layouts.load(value) if key == "guide" else value
+
+
 def evaluate(name: str, model, *, train=None, test=None, world: World | None = None, **options) -> Report:
     """Run an evaluation on an encoder, or on what `maskwise.load` accepts; train and test are folders or datasets.
 
@@ -299,15 +318,19 @@ def evaluate(name: str, model, *, train=None, test=None, world: World | None = N
     if name not in EVALUATIONS:
         raise UserError(f"no evaluation {name}; there are {', '.join(EVALUATIONS)}")
     built = layouts.load(model) if isinstance(model, (str, Path)) else model
-    data = {role: images_at(path) for role, path in (("train", train), ("test", test)) if path is not None}
+    data = {}
+    for role, path in (("train", train), ("test", test)):
+        if path is not None:
+            data |= laid_out(name, role, path)
     if not data and isinstance(model, (str, Path)) and (Path(model) / "recipe.yaml").is_file():
         recipe = read_recipe(model)
         data = {role: found for role in ("train", "test") if (found := dataset(recipe, role)) is not None}
+    options = {key: handed(key, value) for key, value in options.items()}
     missing = [role for role in getattr(EVALUATIONS[name], "needs", ("train", "test")) if role not in data]
     if missing:
         raise UserError(f"evaluate {name}: no {' and no '.join(missing)} images; give {' '.join(f'{role}=FOLDER' for role in missing)} (one subfolder per class)")
     for role, found in data.items():
-        if found.labels is None and getattr(EVALUATIONS[name], "labels", True):
+        if role in ("train", "test") and found.labels is None and getattr(EVALUATIONS[name], "labels", True):
             raise UserError(f"evaluate {name}: {role} has no labels; give a folder with one subfolder per class")
     loaded = isinstance(model, (str, Path))
     ours = World.start() if world is None and (loaded or os.environ.get("WORLD_SIZE", "1") != "1") else None

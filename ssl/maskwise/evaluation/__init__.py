@@ -1,6 +1,8 @@
 """Evaluations: (encoder, data, world, **options) -> Report, each a function of extracted features."""
 
-from maskwise.evaluation import attentive, finetune, knn, linear, logistic
+from maskwise.evaluation import (
+    attentive, background, clustering, copy_detection, finetune, knn, linear, logistic, masked, recall, retrieval, robustness,
+)  # fmt: skip
 
 EVALUATIONS = {
     "knn": knn.knn,
@@ -8,4 +10,11 @@ EVALUATIONS = {
     "logistic": logistic.logistic,
     "attentive": attentive.attentive,
     "finetune": finetune.finetune,
+    "clustering": clustering.clustering,
+    "backgrounds": background.backgrounds,
+    "masked": masked.masked,
+    "robustness": robustness.robustness,
+    "recall": recall.recall,
+    "retrieval": retrieval.retrieval,
+    "copy_detection": copy_detection.copy_detection,
 }

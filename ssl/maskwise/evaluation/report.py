@@ -16,7 +16,8 @@ class Report:
     """Numbers of an evaluation and what is needed to compare them.
 
     numbers: name -> value, flat, accuracies in per cent; protocol: every setting that moves them; data_hash: hex digest of
-    the images and labels; cost: seconds, images, images_per_second, device; corrupt: name -> reason of images left out.
+    the images and labels; cost: seconds, images, images_per_second, device; corrupt: name -> reason of images left out; seeds: what
+    was drawn -> its seed; epochs: of something trained, {"best": numbers, "last": numbers} and at which epoch.
     """
 
     numbers: dict
@@ -24,6 +25,8 @@ class Report:
     data_hash: str
     cost: dict
     corrupt: dict = dataclasses.field(default_factory=dict)
+    seeds: dict = dataclasses.field(default_factory=dict)
+    epochs: dict = dataclasses.field(default_factory=dict)
 
     def save(self, path: str | Path) -> Path:
         """Write as JSON, aside and then in place; numbers that are not finite become null. Raises UserError where it cannot."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import difflib
 import functools
 import importlib
@@ -10,7 +9,6 @@ import inspect
 import re
 import types
 import typing
-import warnings
 from dataclasses import dataclass, fields
 
 from maskwise.functional.errors import UserError
@@ -36,7 +34,8 @@ SUPPLIED = {
     "optimizer": {"params", "lr", "weight_decay"},
 }  # fmt: skip
 # timm arguments that are classes, belong to its classifier, or would not fit RGB images
-NOT_FOR_RECIPES = {"block_fn", "embed_layer", "mlp_layer", "fc_norm", "final_norm", "pool_include_prefix", "in_chans"}
+NOT_FOR_RECIPES = {"block_fn", "embed_layer", "mlp_layer", "fc_norm", "final_norm", "pool_include_prefix", "in_chans",
+                   "use_fc_norm", "attn_pool_num_heads", "attn_pool_mlp_ratio", "head_init_scale"}
 KINDS = {
     "data.path": str, "data.split": typing.Optional[str], "data.per_class": Count, "data.count": int, "data.size": int,
     "backbone.image_size": Size, "backbone.patch_size": Size, "backbone.class_token": typing.Optional[bool],
@@ -166,15 +165,9 @@ def constructor_keys(section: str, cls: type) -> dict[str, Key]:
 @functools.lru_cache
 def timm_keys(name: str) -> dict[str, Key]:
     """The keys of section backbone that are handed on to the class of timm's model `name`; none is recorded unless given."""
-    from maskwise.nn.backbone import OWN_NAMES, timm, timm_vit
+    from maskwise.nn.timm_models import OWN_NAMES, keywords_of
 
-    import torch
-
-    family = timm_vit.VisionTransformer
-    if not timm.models.model_entrypoint(name).__module__.endswith(".vision_transformer"):
-        with contextlib.suppress(Exception), warnings.catch_warnings(), torch.device("meta"):  # what cannot be built so is refused later, with its reason
-            warnings.simplefilter("ignore")
-            family = type(timm.create_model(name, pretrained=False))
+    family = keywords_of(name)
     parameters, hints = parameters_of(family)
     passed = [each for each in parameters.values() if each.name not in {*OWN_NAMES, *NOT_FOR_RECIPES}]
     return {each.name: Key(kind_of(hints.get(each.name), each.default), UNSET, family.__name__) for each in passed}

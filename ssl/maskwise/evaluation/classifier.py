@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from maskwise.evaluation import features
 from maskwise.functional.errors import UserError
-from maskwise.nn.backbone import read_tensors, strip_prefixes
+from maskwise.nn.weights import read_tensors, strip_prefixes
 
 
 class Classifier(nn.Module):

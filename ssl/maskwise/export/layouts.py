@@ -10,7 +10,7 @@ from pathlib import Path
 from maskwise.export import dinov2, dinov3, folder as exports, legacy, pickles, timm_files
 from maskwise.export.source import ONLY, Source, trained
 from maskwise.functional.errors import UserError
-from maskwise.nn.backbone import read_tensors
+from maskwise.nn.weights import read_tensors
 from maskwise.nn.encoder import Encoder
 
 MODEL, SPEC = "model.safetensors", "encoder.json"

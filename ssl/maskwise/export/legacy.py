@@ -13,7 +13,7 @@ from maskwise.export import heads as head_keys
 from maskwise.export.pickles import arguments
 from maskwise.export.source import ONLY, Source
 from maskwise.functional.errors import UserError
-from maskwise.nn.backbone import strip_prefixes
+from maskwise.nn.weights import strip_prefixes
 
 LAYOUTS = ("dino", "ibot", "attmask", "simpool")
 NAMES = {192: "vit_tiny_patch16_224", 384: "vit_small_patch16_224", 768: "vit_base_patch16_224", 1024: "vit_large_patch16_224"}

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import yaml
 
-from maskwise.nn.backbone import read_tensors
+from maskwise.nn.weights import read_tensors
 
 
 def read(path: str | Path) -> dict:

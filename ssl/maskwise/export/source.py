@@ -12,8 +12,9 @@ from torch import Tensor
 
 from maskwise.export.heads import Unfit, arguments
 from maskwise.functional.errors import UserError
-from maskwise.nn.backbone import Backbone, mismatch
+from maskwise.nn.backbone import Backbone
 from maskwise.nn.encoder import Encoder, encoder_from_spec
+from maskwise.nn.weights import mismatch
 
 ONLY = "only"
 

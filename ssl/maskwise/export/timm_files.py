@@ -10,8 +10,9 @@ from torch import Tensor
 from maskwise.export import pickles
 from maskwise.export.source import ONLY, Source
 from maskwise.functional.errors import UserError
-from maskwise.nn.backbone import CLASSIFIER, Backbone, strip_prefixes
+from maskwise.nn.backbone import Backbone
 from maskwise.nn.encoder import CROP_PCT
+from maskwise.nn.weights import CLASSIFIER, strip_prefixes
 
 OWN = ("image_size", "patch_size", "class_token", "position")
 WEIGHTS = ("backbone.safetensors", "model.safetensors", "pytorch_model.bin")

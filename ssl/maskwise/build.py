@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 
 from maskwise.data import augment as colour
-from maskwise.data import decoders, loader
+from maskwise.data import bands, decoders, loader
 from maskwise.data.datasets import DATASETS
 from maskwise.data.multicrop import MultiCrop
 from maskwise.data.subset import evenly
@@ -35,7 +35,7 @@ from maskwise.methods.masking import MASKINGS
 from maskwise.nn import POOLINGS, Backbone, Encoder, ProjectionHead
 from maskwise.recipe import Recipe, check_run, read_recipe
 from maskwise.recipe_evaluations import scheduled
-from maskwise.recipe_schema import named
+from maskwise.recipe_schema import named, parameters_of
 
 
 def row(table: dict, section: str, name: str):
@@ -47,13 +47,16 @@ def dataset(recipe: Recipe, role: str = "train"):
     """The training images, or with role="test" the labelled test images (None when the recipe names none)."""
     data = recipe.data
     options = data.keywords()
+    maker = row(DATASETS, "data", data.name)
+    if data.mean is not None and "channels" in parameters_of(maker)[0]:
+        options["channels"] = len(data.mean)
     if data.name == "shapes":
         options.update(seed=recipe.seed, **({"split": "test"} if role == "test" else {}))
     elif role == "test":
         if data.test_path is None and data.test_split is None:
             return None
         options.update(path=data.test_path or options["path"], split=data.test_split, per_class=None)
-    return row(DATASETS, "data", data.name)(**options)
+    return maker(**options)
 
 
 def encoder(recipe: Recipe) -> Encoder:
@@ -64,7 +67,7 @@ def encoder(recipe: Recipe) -> Encoder:
     if options.get("class_token") is None and "cls_attention" not in pool.needs:
         options["class_token"] = False  # nobody would read it (pooling.md 1.6)
     with draws.seeded(recipe.seed):
-        backbone = Backbone(recipe.backbone.name, image_size=size, mask_token=recipe.masking.name != "none", **options)
+        backbone = Backbone(recipe.backbone.name, image_size=size, mask_token=recipe.masking.name != "none", mean=recipe.data.mean, std=recipe.data.std, **options)
         pooling = pool(backbone.dim, **recipe.pooling.keywords())
         built = Encoder(backbone, pooling, norm=recipe.pooling.norm)
     built.crop_pct = recipe.evaluate.crop_pct
@@ -168,6 +171,8 @@ def train(recipe: Recipe, out, *, quiet: bool = False) -> dict:
         per_epoch = running.steps_per_epoch
         if world.is_main and not (folder / "checkpoints" / f"step_{running.total_steps:08d}").is_dir():
             journal.say(opening(recipe, running, data, begun, folder))
+            if (missing := bands.left_out(len(teacher.mean))) and not begun:
+                journal.say(missing)
         result = fit(
             running,
             lambda start: loader.batches(
@@ -285,17 +290,20 @@ def commit() -> str:
     return answer.stdout.strip() if answer.returncode == 0 else ""
 
 
-def images_at(path, split: str | None = None):
-    """A labelled or unlabelled folder, as the evaluations take it; a dataset is handed through."""
-    return path if hasattr(path, "image") else DATASETS["folder"](path=path, split=split)
+def images_at(path, split: str | None = None, channels: int = 3):
+    """A labelled or unlabelled folder, or a list file, as the evaluations take it; a dataset is handed through."""
+    if hasattr(path, "image"):
+        return path
+    kind = "list" if Path(path).expanduser().is_file() else "folder"
+    return DATASETS[kind](path=path, split=split, channels=channels)
 
 
-def laid_out(name: str, role: str, path) -> dict:
+def laid_out(name: str, role: str, path, channels: int = 3) -> dict:
     """The images at a path by role: as the evaluation's own layout has them where it has one, else a folder; datasets pass through."""
     reader = getattr(EVALUATIONS[name], "readers", {}).get(role)
     if isinstance(path, dict):
         return path
-    return (reader(path) if reader and isinstance(path, (str, Path)) else {}) or {role: images_at(path)}
+    return (reader(path) if reader and isinstance(path, (str, Path)) else {}) or {role: images_at(path, channels=channels)}
 
 
 def handed(key: str, value):
@@ -321,7 +329,7 @@ def evaluate(name: str, model, *, train=None, test=None, world: World | None = N
     data = {}
     for role, path in (("train", train), ("test", test)):
         if path is not None:
-            data |= laid_out(name, role, path)
+            data |= laid_out(name, role, path, len(built.mean))
     if not data and isinstance(model, (str, Path)) and (Path(model) / "recipe.yaml").is_file():
         recipe = read_recipe(model)
         data = {role: found for role in ("train", "test") if (found := dataset(recipe, role)) is not None}
@@ -349,7 +357,7 @@ def evaluate(name: str, model, *, train=None, test=None, world: World | None = N
 
 def look(model, images, out, masking: str = "attmask_high", ratio: float = 0.5) -> Path:
     """Draw images, the encoder's attention and the mask that a masking makes of it; one PNG sheet at `out`."""
-    from maskwise.data.decode import CorruptImage, decode
+    from maskwise.data.bands import CorruptImage, decode
     from maskwise.evaluation.pictures import training_sheet
     from maskwise.functional.draw import write_png
 
@@ -361,7 +369,7 @@ def look(model, images, out, masking: str = "attmask_high", ratio: float = 0.5) 
         if not Path(path).is_file():
             raise UserError(f"{path} is not a file; give image files")
         try:
-            shown.append(built.uncoloured(decode(path, str(path))))
+            shown.append(built.uncoloured(decode(path, str(path), len(built.mean))))
         except CorruptImage as error:
             raise UserError(f"cannot read the image {path}: {error}") from None
     if not shown:

@@ -24,20 +24,73 @@ class Parser(argparse.ArgumentParser):
 
 
 def train(words: list[str]) -> int:
-    """pretrain from a recipe; the same command continues the run it finds"""
-    parser = Parser("maskwise train", description="Pretrain from a recipe; the same command continues the run it finds in DIR.")
-    parser.add_argument("recipe", metavar="RECIPE", help="a recipe file, or a shipped one such as debug/tiny")
-    parser.add_argument("--out", metavar="DIR", required=True, help="the run folder")
+    """pretrain from a recipe, or just from --data FOLDER; the same command continues the run it finds"""
+    parser = Parser("maskwise train", description="Pretrain from a recipe, or from --data alone; the same command continues the run it finds in DIR.")
+    parser.add_argument("recipe", metavar="RECIPE", nargs="?", help="a recipe file, or a shipped one such as debug/tiny; without it one is picked for --data and written out")
+    parser.add_argument("--data", metavar="FOLDER", help="the images: a folder, or a list file")
+    parser.add_argument("--out", metavar="DIR", help="the run folder (with --data alone: runs/ and the folder's name)")
     parser.add_argument("overrides", metavar="section.key=value", nargs="*", help="what to change in the recipe")
     given = parser.parse_intermixed_args(words)
+    if given.recipe and "=" in given.recipe and not os.path.exists(given.recipe):  # an override in the recipe's place
+        given.recipe, given.overrides = None, [given.recipe, *given.overrides]
+    if given.recipe is None and given.data is None:
+        raise UserError("train: give a RECIPE, or --data FOLDER to have one picked; see `maskwise train --help`")
+    if given.recipe is not None and given.out is None:
+        raise UserError("train: give --out DIR, the folder of the run")
+    if given.data is not None and given.recipe is not None:
+        kind = "list" if os.path.isfile(given.data) else "folder"
+        given.overrides = [f"data.name={kind}", f"data.path={given.data}", *given.overrides]
     from maskwise.recipe import read_recipe
 
+    if given.recipe is None:
+        given.recipe, given.out = picked(given.data, given.out)
     recipe = read_recipe(given.recipe, *given.overrides)
     from maskwise import build
 
     status = build.train(recipe, out=given.out)
     if status["status"] == "complete":  # otherwise the journal has said what happened
         say(f"complete: {status['step']} steps in {given.out}")
+    return 0
+
+
+def picked(data: str, out: str | None) -> tuple[str, str]:
+    """The recipe file picked for a folder, written beside the run folder unless it is there already, and the run folder."""
+    from pathlib import Path
+
+    from maskwise import starter
+    from maskwise.distributed.world import World
+
+    folder = Path(out or Path("runs") / (Path(data).resolve().stem or "images"))
+    file = folder.parent / f"{folder.name}.yaml"
+    if file.exists():
+        say(f"recipe: {file}, from an earlier start; remove it to have one picked anew")
+        return str(file), str(folder)
+    import torch
+
+    found = starter.start(data, World(device=torch.device("cuda" if torch.cuda.is_available() else "cpu")).device)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    aside = file.with_name(f".{file.name}.{os.getpid()}")  # every rank writes the same
+    aside.write_text(found.text, encoding="utf-8")
+    os.replace(aside, file)
+    say("\n".join([*found.said, f"recipe: {file} (edit it and start again with `maskwise train {file} --out DIR`)"]))
+    return str(file), str(folder)
+
+
+def doctor(words: list[str]) -> int:
+    """measure what a recipe costs here: memory, img/s, data-bound or compute-bound, and advice"""
+    parser = Parser("maskwise doctor", description="Measure a few real steps of a recipe on this machine, and what its batch and data advise; nothing is written.")
+    parser.add_argument("recipe", metavar="RECIPE", nargs="?", help="a recipe file, a shipped one or a run folder; without it only the machine is looked at")
+    parser.add_argument("--seconds", type=float, default=10.0, metavar="N", help="about how long to measure (default: %(default)s)")
+    parser.add_argument("overrides", metavar="section.key=value", nargs="*", help="what to change in the recipe")
+    given = parser.parse_intermixed_args(words)
+    if given.seconds <= 0:
+        raise UserError(f"doctor: --seconds {given.seconds:g} is no time to measure in; give more than 0")
+    from maskwise.recipe import read_recipe
+
+    recipe = None if given.recipe is None else read_recipe(given.recipe, *given.overrides)
+    from maskwise.doctor.report import told
+
+    say(told(recipe, given.seconds))
     return 0
 
 
@@ -169,7 +222,7 @@ def report(words: list[str]) -> int:
     return 0
 
 
-VERBS = {"train": train, "evaluate": evaluate, "look": look, "show": show, "export": export, "convert": convert, "report": report}
+VERBS = {"train": train, "doctor": doctor, "evaluate": evaluate, "look": look, "show": show, "export": export, "convert": convert, "report": report}
 
 
 def free_options(words: list[str], verb: str) -> dict[str, object]:

@@ -31,7 +31,8 @@ class Section:
 
 @dataclass(frozen=True)
 class Data(Section):
-    """Where the images come from; test_* name the labelled images of the k-NN; corrupt_ceiling is a share of the images seen.
+    """Where the images come from; test_* name the labelled images of the k-NN; corrupt_ceiling is a share of the images seen;
+    mean and std, a number for each channel, are of values in 0..1 (null: ImageNet's, or those of backbone.weights).
 
     decoder: of the training JPEGs; jpeg_scaling: decode them smaller where every crop is made smaller still."""
 
@@ -41,6 +42,8 @@ class Data(Section):
     corrupt_ceiling: float = 0.05
     decoder: Literal["auto", "pil", "torchvision", "torchcodec"] = "auto"
     jpeg_scaling: bool = False
+    mean: Optional[tuple[float, ...]] = None
+    std: Optional[tuple[float, ...]] = None
     arguments: Mapping[str, Any] = field(default_factory=dict)
 
 

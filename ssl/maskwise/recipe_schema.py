@@ -23,8 +23,8 @@ Size = typing.Union[int, tuple[int, int], None]
 
 # arguments that the run supplies, or that another section holds
 SUPPLIED = {
-    "data": {"seed"},
-    "backbone": {"name", "mask_token"},
+    "data": {"seed", "channels"},
+    "backbone": {"name", "mask_token", "mean", "std"},
     "pooling": {"dim"},
     "method": {
         "encoder", "head", "masking", "all_sum", "world_size", "seed", "teacher_temp", "warmup_teacher_temp",
@@ -37,6 +37,7 @@ SUPPLIED = {
 NOT_FOR_RECIPES = {"block_fn", "embed_layer", "mlp_layer", "fc_norm", "final_norm", "pool_include_prefix", "in_chans",
                    "use_fc_norm", "attn_pool_num_heads", "attn_pool_mlp_ratio", "head_init_scale"}
 KINDS = {
+    "data.set": str, "data.classes": typing.Union[str, tuple[str, ...], None],
     "data.path": str, "data.split": typing.Optional[str], "data.per_class": Count, "data.count": int, "data.size": int,
     "backbone.image_size": Size, "backbone.patch_size": Size, "backbone.class_token": typing.Optional[bool],
     "backbone.position": typing.Literal["offset", "size", "offset_always"], "backbone.weights": typing.Optional[str],
@@ -274,6 +275,13 @@ def contradictions(values: dict[str, object]) -> list[tuple[str, str]]:
         low, high = get(key)
         if low > high:
             found.append((key, f"runs from low to high, not [{low}, {high}]"))
+    mean, std = get("data.mean"), get("data.std")
+    if (mean is None) != (std is None) or mean is not None and len(mean) != len(std):
+        found.append(("data.mean data.std", "data.mean and data.std go together; give both, one number for each channel"))
+    elif mean is not None and (not mean or min(std) <= 0):
+        found.append(("data.std data.mean", "must be above 0 in every channel, and there is at least one"))
+    elif mean is not None and len(mean) != 3 and get("data.name") == "shapes":
+        found.append(("data.mean data.name", "`shapes` are pictures of three channels; give three numbers, or leave it out"))
     return found + patch_contradictions(values) + masking_contradictions(values)
 
 
@@ -327,6 +335,7 @@ def unbuildable(values: dict[str, object]) -> list[tuple[str, str]]:
         section, _, name = key.partition(".")
         if section in arguments and key not in ("backbone.name", "backbone.weights", "pooling.name", "pooling.norm"):
             arguments[section][name] = value
+    arguments["backbone"].update(mean=values.get("data.mean"), std=values.get("data.std"))
     arguments["backbone"]["image_size"] = values.get("backbone.image_size") or values["crops.global_size"]
     section = "backbone"
     try:

@@ -10,17 +10,20 @@ import numpy as np
 import torch
 from PIL import Image
 
+from maskwise.data import bands
 from maskwise.data.batch import Colours
 
 GREY_WEIGHTS = (19595 / 65536, 38470 / 65536, 7471 / 65536)  # Pillow's fixed-point luma, exact in float32
 
 
 def augment(crops: torch.Tensor, params: Colours, mean, std) -> torch.Tensor:
-    """uint8 crops [n, 3, H, W] and their colour parameters to normalised float32 [n, 3, H, W] on the same device.
+    """uint8 crops [n, 3, H, W] (other channels, uint16: `bands.augment`) and their colour parameters to normalised float32 on the same device.
 
     Order: jitter in each crop's own order, grey, blur, solarise, then (value / 255 - mean) / std (attmask.md 3).
     mean, std: three numbers each for values in 0..1.
     """
+    if crops.shape[1] != 3 or crops.dtype != torch.uint8:
+        return bands.augment(crops, params, mean, std)
     images = recolour(crops, params)
     scale = torch.tensor([1 / (255 * s) for s in std]).to(crops.device, non_blocking=True).view(3, 1, 1)
     shift = torch.tensor([-m / s for m, s in zip(mean, std)]).to(crops.device, non_blocking=True).view(3, 1, 1)

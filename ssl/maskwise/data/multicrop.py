@@ -131,17 +131,22 @@ class MultiCrop:
         )
 
     def batch(self, images, samples, epoch: int, empty=torch.empty) -> tuple[torch.Tensor, torch.Tensor, Params]:
-        """Views of n images (an iterable, consumed one by one): uint8 [2n, 3, S, S], [L*n, 3, s, s], Params; crop-major.
+        """Views of n images (an iterable, consumed one by one): uint8 [2n, C, S, S], [L*n, C, s, s], Params; crop-major.
 
-        Crops are channels-last in memory. empty(*shape, dtype=) makes their storage: the loader hands in shared memory.
+        Channels and type (uint8, uint16) are those of the images. Crops are channels-last in memory. empty(*shape, dtype=) makes their storage: the loader hands in shared memory.
         """
         samples = torch.as_tensor(samples, dtype=torch.int64)
         count = len(samples)
         uniforms = self.geometry(samples, epoch)
-        global_crops = empty(2 * count, self.global_size, self.global_size, 3, dtype=torch.uint8).permute(0, 3, 1, 2)
-        local_crops = empty(self.local_number * count, self.local_size, self.local_size, 3, dtype=torch.uint8).permute(0, 3, 1, 2)
-        targets = [*global_crops.split(1), *local_crops.split(1)]
+        targets = None
         for first, held in portions(images):
+            if targets is None:
+                like = held[0].pixels if isinstance(held[0], Shrunk) else held[0]
+                global_crops, local_crops = (
+                    empty(number * count, size, size, len(like), dtype=like.dtype).permute(0, 3, 1, 2)
+                    for number, size in ((2, self.global_size), (self.local_number, self.local_size))
+                )
+                targets = [*global_crops.split(1), *local_crops.split(1)]
             sizes = [image.size if isinstance(image, Shrunk) else image.shape[1:] for image in held]
             boxes, flips = self.boxes(uniforms[first:first + len(held)], sizes)
             for i, (image, own, flipped) in enumerate(zip(held, boxes, flips.tolist()), first):
@@ -190,6 +195,9 @@ def resized_crop(pixels: torch.Tensor, box, flip: bool, out: torch.Tensor) -> to
     top, left, height, width = box
     size = out.shape[2]
     view = pixels[:, :, top:top + height, left:left + width]
+    if pixels.dtype == torch.uint16:  # torch resizes no uint16
+        view = F.interpolate(view.float(), size=(size, size), mode="bicubic", antialias=True).round_().clamp_(0, 65535)
+        return out.copy_(view.flip(-1) if flip else view)
     if height > size and 2 * width < height + size:
         view = F.interpolate(view, size=(size, width), mode="bicubic", antialias=True)
     view = F.interpolate(view, size=(size, size), mode="bicubic", antialias=True)

@@ -114,11 +114,11 @@ class Trainer:
         if crops is None or len(crops) == 0:
             return None
         crops = crops.to(self.world.device, non_blocking=True)
-        if crops.dtype != torch.uint8:
+        if crops.is_floating_point():
             return crops
         encoder = self.method.student.encoder
-        mean, std = (torch.as_tensor(value, dtype=torch.float32, device=crops.device).view(3, 1, 1) for value in (encoder.mean, encoder.std))
-        return (crops.float() / 255 - mean) / std
+        mean, std = (torch.as_tensor(value, dtype=torch.float32, device=crops.device).view(-1, 1, 1) for value in (encoder.mean, encoder.std))
+        return (crops.float() / torch.iinfo(crops.dtype).max - mean) / std
 
     def _clip(self):
         """Clip the reduced gradients; returns their norms before."""

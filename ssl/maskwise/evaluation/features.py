@@ -131,13 +131,13 @@ def stream(
     if view is None:
         crop = getattr(transform, "crop", transform)  # uint8 travels; colours are normalised on the device
         view = lambda image, i: crop(image)  # noqa: E731
-    mean, std = (torch.as_tensor(value, dtype=torch.float32, device=device).reshape(3, 1, 1) for value in (encoder.mean, encoder.std))
+    mean, std = (torch.as_tensor(value, dtype=torch.float32, device=device).reshape(-1, 1, 1) for value in (encoder.mean, encoder.std))
     with evaluating(encoder):
         encoder.to(device)
         try:
             for index, images in read(dataset, view, rows, batch_size, {} if corrupt is None else corrupt):
                 images = (images.pin_memory() if device.type == "cuda" else images).to(device, non_blocking=True)
-                images = ((images.float() / 255 - mean) / std if images.dtype == torch.uint8 else images).to(dtype)
+                images = (images if images.is_floating_point() else (images.float() / torch.iinfo(images.dtype).max - mean) / std).to(dtype)
                 with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
                     features = encoder(images, **wanted)
                 yield index, images, features
@@ -189,10 +189,10 @@ def rows_of(name: str, features, prefix: int = 1) -> Tensor:
 def pixels(dataset, size: int = 32, *, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225), world=None, batch_size: int = 256) -> FeatureBank:
     """Raw pixels as features, the line that learning has to beat: resized to size x size, normalised, flattened -> `pooled` [n, 3 * size^2]."""
     begin = time.perf_counter()
-    mean, std = (torch.as_tensor(values).detach().float().cpu().reshape(3, 1, 1) for values in (mean, std))
+    mean, std = (torch.as_tensor(values).detach().float().cpu().reshape(-1, 1, 1) for values in (mean, std))
 
     def view(image: Tensor, i: int) -> Tensor:
-        return (resize_image(image, (size, size)).float() / 255 - mean) / std
+        return (resize_image(image, (size, size)).float() / torch.iinfo(image.dtype).max - mean) / std
 
     rows, flat, corrupt = [torch.zeros(0, dtype=torch.int64)], [torch.zeros(0, 3 * size * size)], {}
     for index, images in read(dataset, view, _share(len(dataset), world, batch_size), batch_size, corrupt):

@@ -20,7 +20,7 @@ TILE = 160  # pixels of one picture on a sheet
 def attention_sheet(encoder, images: Tensor, maskings: Mapping[str, object], sample_ids: Tensor, *, untrained=None, step: int = 0, titles=None) -> np.ndarray:
     """One row an image: the image, the attention of `untrained` (if given), the encoder's, and what each masking hides.
 
-    images uint8 [n, 3, S, S]; maskings: title -> row of MASKINGS; sample_ids int64 [n] are the keys of the draws -> uint8 [H, W, 3].
+    images uint8 or uint16 [n, C, S, S]; maskings: title -> row of MASKINGS; sample_ids int64 [n] are the keys of the draws -> uint8 [H, W, 3].
     """
     looks = {"teacher": look(encoder, images)}
     if untrained is not None:
@@ -32,7 +32,7 @@ def attention_sheet(encoder, images: Tensor, maskings: Mapping[str, object], sam
             continue
         hidden[name] = masking(None if attention is None else attention[:, None], grid, step=step, sample_ids=sample_ids, views=1)
     rows = []
-    for row, image in enumerate(images.permute(0, 2, 3, 1).cpu().numpy()):
+    for row, image in enumerate(visible(images).permute(0, 2, 3, 1).cpu().numpy()):
         seen = [draw.overlay_heat(image, map_[row].reshape(around).numpy(), 0.75) for map_, around in looks.values() if map_ is not None]
         rows.append([image, *seen, *(draw.overlay_mask(image, mask[row].reshape(grid).numpy()) for mask in hidden.values())])
     names = ["image", *(name for name, (map_, _) in looks.items() if map_ is not None), *hidden]
@@ -45,12 +45,19 @@ def training_sheet(encoder, images: Tensor, masking, sample_ids: Tensor) -> np.n
     return attention_sheet(encoder, images, {title: masking}, sample_ids)
 
 
+def visible(images: Tensor) -> Tensor:
+    """uint8 or uint16 [n, C, S, S] as uint8 [n, 3, S, S]: the high byte, a single band as grey, else the first three bands."""
+    if images.dtype == torch.uint16:
+        images = (images.to(torch.int32) >> 8).to(torch.uint8)
+    return images[:, :3] if images.shape[1] >= 3 else images[:, :1].expand(-1, 3, -1, -1)
+
+
 def look(encoder, images: Tensor) -> tuple[Tensor | None, tuple[int, int]]:
     """Mean attention over heads of uint8 images [n, 3, S, S] -> float32 [n, N] on the CPU (or None) and the grid."""
     weight = next(encoder.parameters())
-    mean, std = (torch.as_tensor(values, dtype=torch.float32, device=weight.device).reshape(3, 1, 1) for values in (encoder.mean, encoder.std))
+    mean, std = (torch.as_tensor(values, dtype=torch.float32, device=weight.device).reshape(-1, 1, 1) for values in (encoder.mean, encoder.std))
     with evaluating(encoder), torch.no_grad(), torch.autocast(weight.device.type, enabled=False):
-        seen = encoder(((images.to(weight.device).float() / 255 - mean) / std).to(weight.dtype))
+        seen = encoder(((images.to(weight.device).float() / torch.iinfo(images.dtype).max - mean) / std).to(weight.dtype))
     return (None if seen.attention is None else mean_heads(seen.attention).float().cpu()), seen.grid
 
 

@@ -32,12 +32,13 @@ def position_table(table: Tensor, old_grid: tuple[int, int], new_grid: tuple[int
 
 
 def resize_image(image: Tensor, size: tuple[int, int]) -> Tensor:
-    """Resize with antialiased bicubic: uint8 or float [C, H, W] or [B, C, H, W], size (h, w) -> same type and layout."""
+    """Resize with antialiased bicubic: uint8, uint16 or float [C, H, W] or [B, C, H, W], size (h, w) -> same type and layout."""
     if tuple(image.shape[-2:]) == tuple(size):
         return image
     batch = image if image.ndim == 4 else image[None]
-    if batch.dtype == torch.uint8 and batch.device.type != "cpu":
-        batch = F.interpolate(batch.float(), size=size, mode="bicubic", antialias=True).round_().clamp_(0, 255).to(torch.uint8)
+    if batch.dtype == torch.uint16 or batch.dtype == torch.uint8 and batch.device.type != "cpu":  # torch resizes neither
+        kind = batch.dtype
+        batch = F.interpolate(batch.float(), size=size, mode="bicubic", antialias=True).round_().clamp_(0, torch.iinfo(kind).max).to(kind)
     else:
         batch = F.interpolate(batch, size=size, mode="bicubic", antialias=True)
     return batch if image.ndim == 4 else batch[0]

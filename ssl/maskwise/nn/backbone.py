@@ -11,7 +11,7 @@ from maskwise.functional import attention as rows
 from maskwise.functional.errors import UserError
 from maskwise.functional.resample import position_table
 from maskwise.nn.drop_path import DropPath
-from maskwise.nn.timm_models import ANATOMIES, build
+from maskwise.nn.timm_models import ANATOMIES, build, timm  # noqa: F401  (made ready there)
 from maskwise.nn.tokens import Tokens
 from maskwise.nn.weights import CLASSIFIER, load_pretrained, mismatch, read_tensors, strip_prefixes  # noqa: F401  (they were at home here)
 
@@ -24,7 +24,8 @@ class Backbone(nn.Module):
     Any image whose sides are multiples of the patch passes; the position table is resampled by `position` ("offset",
     "size" or "offset_always", see functional.resample). `class_token` None keeps the model's own choice. `drop_path` is
     the last block's rate. `mask_token` adds the token that replaces hidden patches. `weights` is a local file of
-    pretrained weights; without it all weights are drawn as attmask.md 1.1 says. Further timm arguments pass through.
+    pretrained weights; without it all weights are drawn as attmask.md 1.1 says. `mean` and `std` (for values in 0..1) have a
+    number for each channel of the images; None is ImageNet's RGB, or what the weights were trained with. Further timm arguments pass through.
     Attributes: dim, depth, num_heads, patch_size (h, w), image_size (h, w), has_class_token, has_mask_token, mean, std.
     Raises UserError for a name that timm lacks, a model of another family, an argument or a file that does not fit.
     """
@@ -40,6 +41,8 @@ class Backbone(nn.Module):
         drop_path: float = 0.0,
         mask_token: bool = False,
         weights: str | Path | None = None,
+        mean: tuple[float, ...] | None = None,
+        std: tuple[float, ...] | None = None,
         **timm_args,
     ):
         super().__init__()
@@ -47,7 +50,10 @@ class Backbone(nn.Module):
             raise UserError(f"backbone.position={position!r} is unknown: choose offset, size or offset_always")
         if not 0 <= drop_path < 1:
             raise UserError(f"backbone.drop_path={drop_path} is not a rate: choose one from 0 to below 1")
-        model = build(name, image_size, patch_size, class_token, timm_args)
+        if (mean is None) != (std is None) or mean is not None and len(mean) != len(std):
+            raise UserError(f"mean={mean} and std={std} do not go together: give both, one number a channel")
+        channels = {} if mean is None or len(mean) == 3 else {"in_chans": len(mean)}
+        model = build(name, image_size, patch_size, class_token, {**timm_args, **channels})
         self.name, self.position, self.timm_args, self.kind = name, position, timm_args, type(model).__name__
         self.class_token = class_token
         self.dim, self.depth = model.embed_dim, len(model.blocks)
@@ -59,12 +65,14 @@ class Backbone(nn.Module):
         self.has_class_token = model.cls_token is not None
         self.num_prefix = model.num_prefix_tokens
         self.table_prefix = 0 if model.no_embed_class else self.num_prefix
-        self.mean, self.std = IMAGENET_MEAN, IMAGENET_STD
+        self.channels_given = mean is not None
+        self.mean, self.std = (IMAGENET_MEAN, IMAGENET_STD) if mean is None else (tuple(mean), tuple(std))
         if weights is None:
             initialise(model)
         else:
             load_pretrained(model, ANATOMIES[self.kind].translate, weights, self.table_prefix, self.table_grid)
-            self.mean, self.std = (tuple(model.pretrained_cfg.get(key) or default) for key, default in (("mean", self.mean), ("std", self.std)))
+            if mean is None:
+                self.mean, self.std = (tuple(model.pretrained_cfg.get(key) or default) for key, default in (("mean", self.mean), ("std", self.std)))
         self.patch_embed, self.norm_pre, self.blocks, self.norm = model.patch_embed, model.norm_pre, model.blocks, model.norm
         self.cls_token, self.reg_token, self.pos_embed = model.cls_token, model.reg_token, model.pos_embed
         self.mask_token = nn.Parameter(torch.zeros(1, self.dim)) if mask_token else None
@@ -88,6 +96,7 @@ class Backbone(nn.Module):
             "position": self.position,
             "drop_path": self.drop_path.rate,
             "mask_token": self.has_mask_token,
+            **({"mean": list(self.mean), "std": list(self.std)} if self.channels_given else {}),
             **self.timm_args,
         }
 
@@ -118,7 +127,7 @@ class Backbone(nn.Module):
         layers: tuple[int, ...] = (),
         drop_key: Tensor | None = None,
     ) -> Tokens:
-        """Float images [B, 3, H, W], bool mask [B, N] (True = hidden) -> Tokens.
+        """Float images [B, C, H, W], bool mask [B, N] (True = hidden) -> Tokens.
 
         `attention` adds the class token's row of the last block, `keys` that block's keys, `layers` the outputs of the
         blocks of these indices (negative from the end). `drop_key` int64 [B] draws the drop path of each row.

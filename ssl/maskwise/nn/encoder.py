@@ -20,7 +20,7 @@ CROP_PCT = 0.875
 
 @dataclass(frozen=True)
 class Transform:
-    """A PIL image or uint8 [3, H, W] -> float [3, S, S], normalised.
+    """A PIL image or uint8 or uint16 [C, H, W] -> float [C, S, S], normalised; C is the length of `mean`.
 
     The short side is resized to round(S / crop_pct), antialiased bicubic, then the centre is cut out (attmask.md 5.1).
     """
@@ -32,12 +32,16 @@ class Transform:
 
     def __call__(self, image) -> Tensor:
         mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (self.mean, self.std))
-        return (self.crop(image).float() / 255 - mean) / std
+        image = self.crop(image)
+        return (image.float() / torch.iinfo(image.dtype).max - mean) / std
 
     def crop(self, image) -> Tensor:
-        """The geometry alone: a PIL image or uint8 [3, H, W] -> uint8 [3, S, S]."""
+        """The geometry alone: a PIL image or uint8 or uint16 [C, H, W] -> the same, [C, S, S]."""
         if not isinstance(image, Tensor):
-            image = torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1).contiguous()
+            modes = {1: "L", 3: "RGB", 4: "RGBA"}
+            if len(self.mean) not in modes:
+                raise UserError(f"the encoder takes {len(self.mean)} channels; give tensors [{len(self.mean)}, H, W] instead of pictures")
+            image = torch.from_numpy(np.array(image.convert(modes[len(self.mean)]))).reshape(*image.size[::-1], -1).permute(2, 0, 1).contiguous()
         height, width = image.shape[-2:]
         target = round(max(self.size) / self.crop_pct)
         image = resize_image(image, short_side((height, width), target))

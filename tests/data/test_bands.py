@@ -90,7 +90,7 @@ def test_crops_keep_channels_and_bits(channels, kind):
             y, x, h, w = boxes[i, view].tolist()
             exact = torch.nn.functional.interpolate(pixels[None, :, y:y + h, x:x + w].double(), size=(32, 32), mode="bicubic", antialias=True)[0].clamp(0, top)
             apart = ((exact.flip(-1) if flips[i, view] else exact) - first[2 * view + i].double()).abs()
-            assert apart.max() <= (1 if kind == torch.uint16 else 14)  # eight bits are rounded and cut between the passes
+            assert apart.max() <= (1 if kind == torch.uint16 else 32) and apart.mean() < 2  # eight bits are rounded and cut between the passes
     seen = colour.augment(first, params.global_, [0.5] * channels, [0.25] * channels)
     assert seen.dtype == torch.float32 and seen.shape == first.shape and seen.isfinite().all()
     assert seen.min() >= -2 and seen.max() <= 2

@@ -138,13 +138,9 @@ class Backbone(nn.Module):
             raise UserError(f"images of {height}x{width} pixels do not divide into patches of {by(self.patch_size)}: resize or crop them to a multiple")
         grid = self.grid_for((height, width))
         x = self.norm_pre(self._embed(images, mask, grid))
-<<<<<<< HEAD
         factors = self.drop_path(x.shape[0], x, drop_key)
-=======
-        factors = self.drop_path(len(x), x, drop_key)
         anatomy = ANATOMIES[self.kind]
         turns = anatomy.turns(self.rope, self._turns, grid, self.num_prefix)
->>>>>>> e33d6eb (Eva models (DINOv3, EVA02, RoPE ViTs) as backbones; one anatomy a timm class, building and weights in files of their own)
         wanted = {layer % self.depth for layer in layers}
         stages: dict[int, Tensor] = {}
         row = last_keys = None

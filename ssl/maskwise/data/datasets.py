@@ -5,10 +5,10 @@ from pathlib import Path
 
 import numpy as np
 
-from maskwise.data import bands, index
+from maskwise.data import bands
 from maskwise.data.files import Files, check, shortened
 from maskwise.data.huggingface import HuggingFace
-from maskwise.data.index import EXTENSIONS
+from maskwise.data.index import EXTENSIONS, scan
 from maskwise.data.listed import Listed
 from maskwise.data.shapes import Shapes
 from maskwise.data.torchvision_sets import TorchvisionSet
@@ -32,7 +32,7 @@ class Folder(Files):
         check(per_class, bits)
         root = existing_folder(Path(path).expanduser(), split)
         extensions = EXTENSIONS + bands.ARRAYS if (channels, bits) != (3, 8) else EXTENSIONS
-        files, others = index.scan(root, extensions)
+        files, others = scan(root, extensions)
         if not files:
             raise UserError(nothing_found(root, others, extensions))
         names, labels = by_subfolder(files)

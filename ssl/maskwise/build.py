@@ -355,6 +355,33 @@ def evaluate(name: str, model, *, train=None, test=None, world: World | None = N
     return report
 
 
+def evaluate_all(model, folder, out, *, also=(), probe=None, recipe: str | None = None, limit: int | None = None, batch_size: int = 256, say=print) -> dict:
+    """Run every evaluation that a folder of datasets allows; reports, pictures, TensorBoard and table.md go to `out`.
+
+    recipe: whose published numbers stand beside ours, by default the one that the run was started from. Returns {task: Report}.
+    """
+    from maskwise.evaluation.all import everything
+
+    built = layouts.load(model) if isinstance(model, (str, Path)) else model
+    loaded = isinstance(model, (str, Path))
+    also = (also,) if isinstance(also, str) else tuple(also)
+    world = World.start()
+    try:
+        built = built.to(world.device) if loaded else built
+        options = {"recipe": recipe or (recipe_of(model) if loaded else None), "also": also, "probe": probe, "limit": limit, "batch_size": batch_size}
+        return everything(built, folder, out, world, **options, say=say)
+    finally:
+        world.close()
+
+
+def recipe_of(run) -> str | None:
+    """The name of the shipped recipe that a run was started from, as its run.json tells, or None."""
+    with contextlib.suppress(OSError, ValueError, KeyError, IndexError):
+        words = json.loads((Path(run) / "run.json").read_text())["command"].split()
+        return "/".join(Path(words[words.index("train") + 1]).with_suffix("").parts[-2:])
+    return None
+
+
 def look(model, images, out, masking: str = "attmask_high", ratio: float = 0.5) -> Path:
     """Draw images, the encoder's attention and the mask that a masking makes of it; one PNG sheet at `out`."""
     from maskwise.data.bands import CorruptImage, decode

@@ -99,14 +99,25 @@ def evaluate(words: list[str]) -> int:
     parser = Parser("maskwise evaluate", description="Measure a model: knn, linear ...; train=DIR test=DIR and the options of its signature, such as k=[10,20].")
     parser.add_argument("name", metavar="NAME", help="the evaluation, such as knn or linear; a wrong name lists them all")
     parser.add_argument("model", metavar="MODEL", help="a run folder, an exported folder or a checkpoint file")
-    parser.add_argument("--out", metavar="FILE", help="write the report there as JSON")
+    parser.add_argument("--out", metavar="FILE", help="write the report there as JSON; with `all`: the folder for reports, pictures and table.md")
+    parser.add_argument("--data", metavar="DIR", help="with `all`: a folder of datasets; what it allows is run")
     parser.add_argument("options", metavar="key=value", nargs="*")
     given = parser.parse_intermixed_args(words)
     from maskwise import build
-
-    if given.name not in build.EVALUATIONS:
-        raise UserError(f"no evaluation {given.name}; there are {', '.join(build.EVALUATIONS)}")
     from maskwise.recipe_evaluations import options_of
+
+    if given.name == "all":
+        if given.data is None:
+            raise UserError("evaluate all: no data; give --data DIR, a folder that holds datasets")
+        options = options_of(given.options, "evaluate all", build.evaluate_all)
+        out = given.out or (os.path.join(given.model, "evaluations") if os.path.isdir(given.model) else "evaluations")
+        reports = build.evaluate_all(given.model, given.data, out, **options, say=say)
+        say(f"{len(reports)} evaluations: {os.path.join(out, 'table.md')}")
+        return 0
+    if given.name not in build.EVALUATIONS:
+        raise UserError(f"no evaluation {given.name}; there are all, {', '.join(build.EVALUATIONS)}")
+    if given.data is not None:
+        raise UserError(f"evaluate {given.name}: --data goes with `all`; give train=DIR test=DIR")
 
     options = options_of(given.options, f"evaluate {given.name}", build.evaluate, build.EVALUATIONS[given.name])
     report = build.evaluate(given.name, given.model, **options)

@@ -10,7 +10,7 @@ from maskwise.functional.errors import UserError
 from maskwise.recipe_schema import kind_of, nearest
 from maskwise.recipe_text import Misread, convert, parse
 
-NOT_FOR_USERS = ("world", "device")
+NOT_FOR_USERS = ("world", "device", "classifier", "out", "say")
 
 
 @dataclass(frozen=True)

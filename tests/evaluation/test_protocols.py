@@ -273,3 +273,21 @@ def test_raw_pixels_go_through_every_protocol(classes, tmp_path):
     assert build.evaluate("knn", raw, train=classes / "train", test=classes / "val", feature="pooled").numbers["top1"] == 100.0  # colours tell the classes
     assert build.evaluate("recall", raw, test=classes / "val", ks=1).numbers["recall_1"] == 100.0
     assert build.evaluate("retrieval", raw, test=revisited(tmp_path)).numbers["papers_easy_map"] > 50
+
+
+def test_class_pictures(encoder, classes):
+    from maskwise.evaluation import features
+    from maskwise.evaluation.class_pictures import GOOD, class_pictures, feature_map, neighbour_sheet
+
+    data = {role: Folder(classes / name) for role, name in (("train", "train"), ("test", "val"))}
+    raw = views.RawPixels(8)
+    train, test = (features.extract(raw, data[role], "pooled") for role in ("train", "test"))
+    pictures = class_pictures(train, test, data, raw.uncoloured)
+    assert set(pictures) == {"classes", "confusion", "neighbours", "map"}
+    assert all(picture.dtype.name == "uint8" and picture.ndim == 3 and picture.shape[2] == 3 for picture in pictures.values())
+    sheet = neighbour_sheet(train, test, data, torch.tensor([0]), raw.uncoloured, count=3)
+    assert (sheet == torch.tensor(GOOD).numpy()).all(-1).any()  # colours tell the classes, so the nearest are of the same
+    pytest.importorskip("sklearn")
+    assert feature_map(test.pooled, test.labels, ["a", "b", "c"], method="tsne").shape == pictures["map"].shape
+    with pytest.raises(UserError, match="pca or tsne"):
+        feature_map(test.pooled, test.labels, [], method="umap")

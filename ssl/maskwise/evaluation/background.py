@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from maskwise.data.layouts import imagenet, in9
-from maskwise.evaluation.judge import Judge, judge
+from maskwise.evaluation.judge import Judge, differences, judge
 from maskwise.evaluation.report import Report
 from maskwise.evaluation.robustness import in9_accuracy
 from maskwise.evaluation.views import Whole
@@ -47,7 +47,8 @@ def backgrounds(
         numbers=numbers,
         protocol={
             "evaluation": "backgrounds", **judging.about, "arg-max": "over all classes", "mapped": int((table >= 0).sum()),
-            "map": "given" if to_in9 else "standard", "missing": [name for name in in9.VARIANTS if name not in variants], "resize": "none at this size",
+            "map": "given" if to_in9 else "standard", "preset": "attmask",
+            "differences": differences(judging, "the ImageNet linear probe (best epoch)"), "missing": [name for name in in9.VARIANTS if name not in variants], "resize": "none at this size",
         },
         data_hash=hashlib.sha256("".join(hashes).encode()).hexdigest(),
         cost={"seconds": round(seconds, 3), "images": images, "images_per_second": round(images / seconds, 1), "device": str(next(encoder.parameters()).device)},

@@ -38,14 +38,17 @@ def clustering(
     if head is not None:
         with torch.no_grad(), features.evaluating(head.to(device)):
             found = torch.cat([head(part.to(device)).argmax(dim=1).cpu() for part in rows.split(4096)])
-        about = {"clusters": "largest logit of the head", "prototypes": int(head(rows[:1].to(device)).shape[1])}
+        about = {"preset": "ibot", "differences": [], "clusters": "largest logit of the head", "prototypes": int(head(rows[:1].to(device)).shape[1])}
     else:
         count = clusters or classes
         if not 1 <= count <= len(rows):
             raise UserError(f"clustering into {count} groups of {len(rows)} images is not possible; give clusters from 1 to {len(rows)}")
         found, inertia = kmeans(F.normalize(rows, dim=1).to(device), count, restarts=restarts, iterations=iterations, seed=seed)
         found = found.cpu()
-        about = {"clusters": "k-means of L2-normalised features", "k": count, "restarts": restarts, "iterations": iterations, "inertia": inertia}
+        about = {
+            "preset": "ibot", "differences": ["k-means of features instead of the head's largest logit"], "clusters": "k-means of L2-normalised features",
+            "k": count, "restarts": restarts, "iterations": iterations, "inertia": inertia,
+        }  # fmt: skip
     seconds = time.perf_counter() - begin
     return Report(
         numbers={**cluster_scores(found, bank.labels), "clusters_used": float(len(found.unique()))},

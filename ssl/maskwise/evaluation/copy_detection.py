@@ -59,7 +59,11 @@ def copy_detection(
     return Report(
         numbers=numbers,
         protocol={
-            "evaluation": "copy_detection", "size": view.size, "feature": f"pooled beside GeM of patches (power {GEM_POWER:g})", "whitening": whiten, "top": top,
+            "evaluation": "copy_detection", "size": view.size, "feature": f"pooled beside GeM of patches (power {GEM_POWER:g})", "whitening": whiten, "top": top, "preset": "dino",
+            "differences": [
+                *([] if view.size in (224, 320) else [f"{view.size} pixels instead of 320 (DINO) or 224 (iBOT)"]), *([] if whiten else ["no whitening"]),
+                *([] if "distractors" in data else ["no distractors"]),
+            ],
             "database": len(bank), "distractors": len(data["distractors"]) if "distractors" in data else 0, "copies": {name: len(found) for name, found in data["copies"].items()},
         },
         data_hash=features.fingerprint(data["database"]),

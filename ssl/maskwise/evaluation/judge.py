@@ -100,6 +100,13 @@ def judge(
     return Judge(encoder, feature, vote, count, names, {**about, "classes": count}, bank.corrupt, options)
 
 
+def differences(judging: Judge, probe: str) -> list[str]:
+    """What a judge's protocol has other than the published one, whose classifier is `probe`."""
+    if judging.about["classifier"] == "k-NN":
+        return [f"k-NN votes of {judging.about['bank']} training images instead of {probe}"]
+    return [] if judging.count == 1000 else [f"a linear probe of {judging.count} classes instead of 1000"]
+
+
 def top1(scores: Tensor, labels: Tensor) -> float:
     """Share of rows whose largest score is the label's, in per cent; of equal scores the first counts."""
     return 100.0 * float((scores.argmax(dim=1) == labels.to(scores.device)).double().mean()) if len(labels) else float("nan")

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from maskwise.evaluation import features
-from maskwise.evaluation.judge import judge, top1
+from maskwise.evaluation.judge import differences, judge, top1
 from maskwise.evaluation.report import Report
 from maskwise.evaluation.views import Covered
 from maskwise.functional import draws, masks
@@ -59,6 +59,7 @@ def masked(
         numbers=numbers,
         protocol={
             "evaluation": "masked", "preset": None if ratios else preset, "ratios": list(asked), "modes": list(modes), "grid": list(grid),
+            "differences": [*differences(judging, "the ImageNet linear probe on cls4"), *(["the encoder's own attention instead of DINO ViT-B/16's"] if guide is None else [])],
             "guide": "the encoder itself" if guide is None else "another encoder", "fill": "black before normalising", **judging.about, "queries": len(clean.labels),
         },
         data_hash=clean.hash,

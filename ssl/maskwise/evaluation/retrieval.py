@@ -66,6 +66,7 @@ def retrieval(
         numbers=numbers,
         protocol={
             "evaluation": "retrieval", "variants": {name: f"{'query cut to its box' if VARIANTS[name][0] else 'query not cut'}, longer side at most {sizes[name]}" for name in variants},
+            "differences": [f"{name}: longer side at most {long_side} instead of {VARIANTS[name][1]}" for name in variants if long_side not in (None, VARIANTS[name][1])],
             "average_precision": "trapezoid, as revisited Oxford and Paris define it", "multi_scale": list(MULTI_SCALE) if multi_scale else None, "feature": feature,
             "queries": len(data["query"]), "database": len(data["database"]),
         },

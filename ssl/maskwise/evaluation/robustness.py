@@ -12,7 +12,7 @@ from torch import Tensor
 
 from maskwise.data.datasets import Folder
 from maskwise.data.layouts import imagenet, in9
-from maskwise.evaluation.judge import judge, top1
+from maskwise.evaluation.judge import differences, judge, top1
 from maskwise.evaluation.report import Report
 from maskwise.functional.errors import UserError
 
@@ -80,7 +80,7 @@ def robustness(
     seconds = time.perf_counter() - begin
     return Report(
         numbers=numbers,
-        protocol={"evaluation": "robustness", **judging.about, "images": counts, "restricted": "to the classes of each set"},
+        protocol={"evaluation": "robustness", **judging.about, "images": counts, "restricted": "to the classes of each set", "preset": "map", "differences": differences(judging, "a classifier trained on ImageNet")},
         data_hash=hashlib.sha256("".join(hashes).encode()).hexdigest(),
         cost={"seconds": round(seconds, 3), "images": sum(counts.values()), "device": str(next(encoder.parameters()).device)},
         corrupt=corrupt,

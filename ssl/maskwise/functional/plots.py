@@ -1,0 +1,94 @@
+"""Charts of labelled numbers: bars, a matrix, points on a plane; uint8 arrays [H, W, 3], made with NumPy alone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from maskwise.functional.draw import INK, PALETTE, PAPER, RULE, heat, write
+
+LETTER = 8  # pixels of one letter of scale 2
+
+
+def bars(values: ArrayLike, names: Sequence[str], title: str = "", top: float = 100.0, rows: int = 40) -> np.ndarray:
+    """Horizontal bars from 0 to `top`, one a name, largest first; of more than `rows` the best and the worst halves are shown -> [H, W, 3]."""
+    values = np.nan_to_num(np.asarray(values, dtype=float))
+    order = np.argsort(-values, kind="stable")
+    shown = order if len(order) <= rows else np.concatenate([order[: rows // 2], order[len(order) - (rows - rows // 2) :]])
+    left, wide, line = 16 + LETTER * min(24, max([len(str(names[i])) for i in shown], default=0)), 360, 16
+    canvas = np.full((44 + line * len(shown) + 28, left + wide + 80, 3), PAPER, dtype=np.uint8)
+    write(canvas, title, 8, 12)
+    for tick in range(5):
+        at = left + wide * tick // 4
+        canvas[32 : 36 + line * len(shown), at] = RULE
+        write(canvas, f"{top * tick / 4:g}", 42 + line * len(shown), at - 8)
+    for row, i in enumerate(shown):
+        y = 36 + row * line
+        if len(order) > rows and row == rows // 2:
+            canvas[y - 2, 12 : left + wide] = INK
+        write(canvas, str(names[i])[:24], y, 8)
+        canvas[y : y + 11, left : left + max(1, round(wide * min(1.0, max(0.0, values[i] / top))))] = PALETTE[0]
+        write(canvas, f"{values[i]:.1f}", y, left + wide + 12)
+    return canvas
+
+
+def matrix(table: ArrayLike, names: Sequence[str], title: str = "", size: int = 480) -> np.ndarray:
+    """A square table as shades, rows scaled to their sum; true classes downwards, predicted ones to the right -> [H, W, 3]."""
+    table = np.asarray(table, dtype=float)
+    share = table / np.maximum(table.sum(axis=1, keepdims=True), 1e-12)
+    count = len(table)
+    cell = max(1, size // max(1, count))
+    few = count <= 30
+    left = 24 + (LETTER * min(16, max(len(str(name)) for name in names)) if few else 0)
+    side = cell * count
+    canvas = np.full((side + 96, left + side + 24, 3), PAPER, dtype=np.uint8)
+    write(canvas, title, 8, 12)
+    write(canvas, "predicted to the right, true class downwards", 26, 12)
+    picture = heat(np.vstack([share, np.linspace(0, 1, count)[None]]), None)[:-1]  # the last row fixes the scale to 0..1
+    canvas[48 : 48 + side, left : left + side] = np.kron(picture, np.ones((cell, cell, 1), dtype=np.uint8))
+    for i, name in enumerate(names if few else ()):
+        write(canvas, str(name)[:16], 48 + i * cell + max(0, cell // 2 - 5), 8)
+        write(canvas, str(i), 54 + side, left + i * cell + max(0, cell // 2 - 4 * len(str(i))))
+        if cell >= 34:
+            ink = INK if share[i, i] > 0.6 else PAPER
+            write(canvas, f"{100 * share[i, i]:.0f}", 48 + i * cell + cell // 2 - 5, left + i * cell + cell // 2 - 8, ink)
+    write(canvas, "dark 0, bright 100 per cent of a row" + ("" if few else f"; {count} classes"), side + 76, 12)
+    return canvas
+
+
+def scatter(points: ArrayLike, labels: ArrayLike, names: Sequence[str], title: str = "", size: int = 560) -> np.ndarray:
+    """Points [n, 2] on a plane, a colour a label; with more labels than colours each keeps a shade of its own -> [H, W, 3]."""
+    points, labels = np.asarray(points, dtype=float), np.asarray(labels)
+    low, high = points.min(axis=0), points.max(axis=0)
+    place = np.rint((points - low) / np.maximum(high - low, 1e-12) * (size - 17)).astype(int) + 8
+    colours = shades(len(names))
+    canvas = np.full((size + 44, size + 24 + LETTER * 18, 3), PAPER, dtype=np.uint8)
+    write(canvas, title, 8, 12)
+    canvas[[32, 32 + size - 1], 12 : 12 + size], canvas[32 : 32 + size, [12, 12 + size - 1]] = RULE, RULE
+    for (x, y), label in zip(place, labels):
+        top, side = 32 + size - 1 - y, 12 + x
+        canvas[top - 1 : top + 2, side - 1 : side + 2] = colours[label]
+    for row, name in enumerate(names[: (size - 16) // 16]):
+        canvas[38 + row * 16 : 48 + row * 16, size + 22 : size + 32] = colours[row]
+        write(canvas, str(name)[:14], 38 + row * 16, size + 38)
+    return canvas
+
+
+def framed(picture: ArrayLike, color: Sequence[int], width: int = 6) -> np.ndarray:
+    """A picture [H, W, 3] with a border of its own size's share: right or wrong at a glance."""
+    picture = np.array(picture)
+    width = max(1, round(width * min(picture.shape[:2]) / 128))
+    for edge in (np.s_[:width], np.s_[-width:], np.s_[:, :width], np.s_[:, -width:]):
+        picture[edge] = color
+    return picture
+
+
+def shades(count: int) -> np.ndarray:
+    """Colours that can be told apart, uint8 [count, 3]: the palette, then hues around the circle."""
+    if count <= len(PALETTE):
+        return np.array(PALETTE, dtype=np.uint8)[:count]
+    turn = np.arange(count) / count * 6
+    base = np.stack([np.clip(np.abs((turn + shift) % 6 - 3) - 1, 0, 1) for shift in (0, 4, 2)], axis=1)
+    return np.rint((0.15 + 0.7 * base) * np.where(np.arange(count) % 2, 255, 175)[:, None]).astype(np.uint8)

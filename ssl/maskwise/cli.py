@@ -97,7 +97,7 @@ def doctor(words: list[str]) -> int:
 def evaluate(words: list[str]) -> int:
     """measure a model: `maskwise evaluate knn MODEL train=DIR test=DIR`"""
     parser = Parser("maskwise evaluate", description="Measure a model: knn, linear ...; train=DIR test=DIR and the options of its signature, such as k=[10,20].")
-    parser.add_argument("name", metavar="NAME", help="the evaluation, such as knn or linear; a wrong name lists them all")
+    parser.add_argument("name", metavar="NAME", help="the evaluation, such as knn or linear; a wrong name lists them; all runs what --data allows")
     parser.add_argument("model", metavar="MODEL", help="a run folder, an exported folder or a checkpoint file")
     parser.add_argument("--out", metavar="FILE", help="write the report there as JSON; with `all`: the folder for reports, pictures and table.md")
     parser.add_argument("--data", metavar="DIR", help="with `all`: a folder of datasets; what it allows is run")
@@ -115,7 +115,7 @@ def evaluate(words: list[str]) -> int:
         say(f"{len(reports)} evaluations: {os.path.join(out, 'table.md')}")
         return 0
     if given.name not in build.EVALUATIONS:
-        raise UserError(f"no evaluation {given.name}; there are all, {', '.join(build.EVALUATIONS)}")
+        raise UserError(f"no evaluation {given.name}; there are {', '.join(build.EVALUATIONS)}")
     if given.data is not None:
         raise UserError(f"evaluate {given.name}: --data goes with `all`; give train=DIR test=DIR")
 

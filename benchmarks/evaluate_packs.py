@@ -4,7 +4,8 @@
 
 Packs are unpacked into --work, and what they do not hold is made there from what they do, in the layouts that the evaluations read: IN-9
 variants cut by the boxes of tinyimagenet100, copies of retrieval-mini's photographs, drawings of tinyimagenet100's test images. These
-are no benchmarks, and their numbers compare only within the table. About 15 minutes on 2 idle CPU cores; --scale 0.2 for a look.
+are no benchmarks, and their numbers compare only within the table. --scale 0.2 for a look. With one of the two runs only, the rows of
+the other side stay as they are in the file.
 """
 
 from __future__ import annotations
@@ -39,24 +40,28 @@ PACKS = ("cifar10-jpeg", "tinyimagenet100", "imagenette224-core", "retrieval-min
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--packs", required=True, type=Path, help="the folder of the .tar.xz packs")
-    parser.add_argument("--run32", required=True, type=Path, help="a run at 32 px, such as pretrain/cifar10_small")
-    parser.add_argument("--run224", required=True, type=Path, help="a run at 224 px, such as pretrain/imagenette224_core")
+    parser.add_argument("--run32", type=Path, help="a run at 32 px, such as pretrain/cifar10_small")
+    parser.add_argument("--run224", type=Path, help="a run at 224 px, such as pretrain/imagenette224_core")
     parser.add_argument("--out", required=True, type=Path, help="the Markdown table; .json is written beside it")
     parser.add_argument("--work", type=Path, default=Path("evaluate_packs"), help="where packs are unpacked and layouts are made")
     parser.add_argument("--scale", type=float, default=1.0, help="share of the images to use")
     parser.add_argument("--threads", type=int, default=1)
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
-    begin = time.perf_counter()
+    kept = json.loads(given.out.with_suffix(".json").read_text()) if given.out.with_suffix(".json").is_file() else {"sides": {}, "rows": []}
+    runs = {side: run for side, run in (("32", given.run32), ("224", given.run224)) if run is not None}
     packs = {name: unpack(given.packs / f"{name}.tar.xz", given.work) for name in PACKS}
-    rows: list[dict] = []
-    for run, tasks in ((given.run32, small(packs, given.work, given.scale)), (given.run224, large(packs, given.work, given.scale))):
-        for title, data, name, options, size in tasks:
+    for side, run in runs.items():
+        begin = time.perf_counter()
+        kept["rows"] = [row for row in kept["rows"] if row["side"] != side]
+        for title, data, name, options, size in {"32": small, "224": large}[side](packs, given.work, given.scale):
             for who, encoder in encoders(run, size).items():
-                rows.append(measure(who, encoder, title, data, name, dict(options), given.work, trained=encoders(run, size)["trained"]))
-                print(f"{time.perf_counter() - begin:6.0f} s  {title}, {name}, {who}: {shortly(rows[-1]['numbers'])}", flush=True)
-                save(given, rows, time.perf_counter() - begin)
-    draw(packs, given)
+                row = measure(who, encoder, title, data, name, dict(options), given.work, trained=encoders(run, size)["trained"])
+                kept["rows"].append({"side": side, **row})
+                print(f"{time.perf_counter() - begin:6.0f} s  {title}, {name}, {who}: {shortly(row['numbers'])}", flush=True)
+                kept["sides"][side] = about(given, run, time.perf_counter() - begin)
+                save(given.out, kept)
+    draw(packs, given, runs)
 
 
 def small(packs: dict, work: Path, scale: float) -> list[tuple]:
@@ -118,16 +123,20 @@ def measure(who: str, encoder, title: str, data: dict, name: str, options: dict,
     }  # fmt: skip
 
 
-def save(given, rows: list[dict], seconds: float) -> None:
+def save(out: Path, kept: dict) -> None:
     """The table, and everything behind it as JSON."""
-    about = {
-        "date": time.strftime("%Y-%m-%d"), "commit": build.commit(), "seconds": round(seconds), "scale": given.scale, "threads": given.threads,
-        "machine": build.device_name(torch.device("cpu")), "torch": torch.__version__, "python": platform.python_version(),
-        "runs": {str(side): describe(run) for side, run in ((32, given.run32), (224, given.run224))},
+    kept["rows"].sort(key=lambda row: row["side"] != "32")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.with_suffix(".json").write_text(json.dumps(kept, indent=1, default=str) + "\n")
+    out.write_text(table(kept))
+
+
+def about(given, run: Path, seconds: float) -> dict:
+    """When, where and on what the rows of one side were measured."""
+    return {
+        "run": describe(run), "scale": given.scale, "seconds": round(seconds), "date": time.strftime("%Y-%m-%d"), "commit": build.commit(),
+        "machine": build.device_name(torch.device("cpu")), "threads": given.threads, "torch": torch.__version__, "python": platform.python_version(),
     }  # fmt: skip
-    given.out.parent.mkdir(parents=True, exist_ok=True)
-    given.out.with_suffix(".json").write_text(json.dumps({"about": about, "rows": rows}, indent=1, default=str) + "\n")
-    given.out.write_text(table(about, rows))
 
 
 def describe(run: Path) -> str:
@@ -138,16 +147,19 @@ def describe(run: Path) -> str:
     return f"{recipe.method.name} with {masking}, {step} steps of {recipe.train.batch_size} images"
 
 
-def table(about: dict, rows: list[dict]) -> str:
+def table(kept: dict) -> str:
     """One line a number, one column an encoder."""
+    rows = kept["rows"]
     lines = [
         "# Every evaluation on the packs", "",
-        f"`python benchmarks/evaluate_packs.py` at scale {about['scale']:g}, {about['date']}, commit {about['commit']}, {about['machine']}, "
-        f"{about['threads']} thread(s), torch {about['torch']}, {about['seconds']} s in all. One run, one seed: differences of a point or two mean nothing.", "",
-        *(f"- {side} px: {text}" for side, text in about["runs"].items()), "",
+        "By `python benchmarks/evaluate_packs.py`. One run, one seed: differences of a point or two mean nothing.", "",
+        *(
+            f"- {side} px: {side_of['run']}; scale {side_of['scale']:g}, {side_of['date']}, commit {side_of['commit']}, {side_of['machine']}, {side_of['threads']} thread(s), "
+            f"torch {side_of['torch']}, {side_of['seconds']} s for the three columns" for side, side_of in kept["sides"].items()
+        ), "",
         "IN-9 variants (from boxes, not from masks), drawings and copies are made from the packs by the script: they compare within a row only. Raw pixels are 32 x 32, normalised. "
-        "In `masked`, the trained encoder's attention chooses the patches for all three.", "",
-        "| data | evaluation | number | trained | untrained | raw pixels | seconds |", "|---|---|---|---:|---:|---:|---:|",
+        "In `masked`, the trained encoder's attention chooses the patches for all three. Features are shared by evaluations of the same images, so that the first to ask pays.", "",
+        "| data | evaluation | number | trained | untrained | raw pixels | seconds of each |", "|---|---|---|---:|---:|---:|---:|",
     ]  # fmt: skip
     order = list(dict.fromkeys((row["data"], row["evaluation"]) for row in rows))
     for data, evaluation in order:
@@ -167,14 +179,15 @@ def shortly(numbers: dict) -> str:
     return ", ".join(f"{name} {value:.1f}" for name, value in list(numbers.items())[:4])
 
 
-def draw(packs: dict, given) -> None:
+def draw(packs: dict, given, runs: dict) -> None:
     """The pictures of a classification, for CIFAR-10 and imagenette, in --work/pictures."""
-    for run, pack, size, counts in ((given.run32, "cifar10-jpeg", 32, (5000, 1000)), (given.run224, "imagenette224-core", 224, (600, 200))):
-        data = limited(imagenet.read(packs[pack]), *(count * given.scale for count in counts))
-        trained = encoders(run, size)["trained"]
-        banks = [features.extract(trained, data[role], "pooled", cache=given.work / "features") for role in ("train", "test")]
-        for name, picture in class_pictures(*banks, data, trained.uncoloured).items():
-            write_png(given.work / "pictures" / f"{pack}_{name}.png", picture)
+    for side, pack, size, counts in (("32", "cifar10-jpeg", 32, (5000, 1000)), ("224", "imagenette224-core", 224, (600, 200))):
+        if side in runs:
+            data = limited(imagenet.read(packs[pack]), *(count * given.scale for count in counts))
+            trained = encoders(runs[side], size)["trained"]
+            banks = [features.extract(trained, data[role], "pooled", cache=given.work / "features") for role in ("train", "test")]
+            for name, picture in class_pictures(*banks, data, trained.uncoloured).items():
+                write_png(given.work / "pictures" / f"{pack}_{name}.png", picture)
 
 
 def unpack(pack: Path, work: Path) -> Path:

@@ -146,6 +146,18 @@ MUTANTS = {
     "student exported": Mutant("export/layouts.py", {'front = f"{weights}.encoder."': 'front = "student.encoder."'}, "tests/export"),
     "k-NN without L2": Mutant("evaluation/knn.py", {"F.normalize(rows if rows.dtype == torch.float64 else rows.float(), dim=1)": "rows.float()"},
                               "tests/evaluation/test_knn.py"),
+    "cached features whatever the settings": Mutant(
+        "evaluation/features.py", {"{sorted(plain.items())}": ""}, "tests/evaluation/test_feature_store.py"
+    ),
+    "cached features whatever the dates": Mutant(
+        "evaluation/features.py", {'getattr(dataset, "stamp", dataset.fingerprint)()': "dataset.fingerprint()"}, "tests/evaluation/test_feature_store.py"
+    ),
+    "class token counted as a patch": Mutant("evaluation/features.py", {"stage[:, prefix:]": "stage"}, "tests/evaluation/test_features.py"),
+    "one learning rate for all heads": Mutant(
+        "evaluation/linear_heads.py", {"lr = self.lr * factor": "lr = self.lr[:1].expand_as(self.lr) * factor"}, "tests/evaluation/test_linear.py"
+    ),
+    "DeiT's scheduler on time": Mutant("evaluation/finetune.py", {"t = max(0, epoch - 1)": "t = epoch"}, "tests/evaluation/test_finetune.py"),
+    "layer decay one block off": Mutant("evaluation/layer_decay.py", {"return int(block[1]) + 1 if": "return int(block[1]) if"}, "tests/evaluation/test_layer_decay.py"),
     "resume from epoch start": Mutant(
         "engine/loop.py",
         {"batches_from(trainer.step_index)": "batches_from(trainer.step_index // trainer.steps_per_epoch * trainer.steps_per_epoch)"},

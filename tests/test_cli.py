@@ -78,6 +78,13 @@ def test_evaluate(run, main, tmp_path):
     assert out.splitlines()[-1] == "report: knn.json"
 
 
+def test_evaluate_prints_what_differs_from_the_paper(run, main, tmp_path):
+    status, out, error = main("evaluate", "linear", run, "preset=attmask", "feature=cls2", "augment=false", "epochs=2", f"save={tmp_path / 'probe.safetensors'}")
+    assert (status, error) == (0, "") and (tmp_path / "probe.safetensors").is_file() and json.loads((run / "reports" / "linear.json").read_text())["protocol"]["preset"] == "attmask"
+    lines = out.splitlines()
+    assert lines[0].startswith("top1 ") and "differs from attmask: epochs 2 instead of 100" in lines and "differs from attmask: feature cls2 instead of cls4" in lines
+
+
 @pytest.mark.parametrize(
     "words, line",
     [

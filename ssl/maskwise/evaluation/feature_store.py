@@ -77,42 +77,49 @@ class FeatureStore:
         self._wait()
         if self.rank == 0:
             parts = [folder / f"{start:09d}.safetensors" for start in starts]
-            for name in names:
-                self._join(name, parts)
+            self._join(names, parts)
             shutil.rmtree(folder, ignore_errors=True)
         self._wait()
         return bool(there)
 
-    def _join(self, name: str, parts: list[Path]) -> None:
-        """Write a feature's parts as one file, aside, and then put it in place whole."""
-        aside = self.folder / f".{name}.{os.getpid()}"
-        shutil.rmtree(aside, ignore_errors=True)
-        aside.mkdir()
-        digests, shape, dtype, total, corrupt, indices = hashlib.sha256(), None, None, 0, {}, []
-        with open(aside / "rows.bin", "wb") as file:
+    def _join(self, names: list[str], parts: list[Path]) -> None:
+        """Write the parts as one file a feature, aside, in one pass over them, and then put each in place whole."""
+        asides = {name: self.folder / f".{name}.{os.getpid()}" for name in names}
+        about = {name: {"shape": [0], "dtype": "float32", "digest": hashlib.sha256()} for name in names}
+        corrupt, indices = {}, []
+        with contextlib.ExitStack() as opened:
+            files = {}
+            for name, aside in asides.items():
+                shutil.rmtree(aside, ignore_errors=True)
+                aside.mkdir()
+                files[name] = opened.enter_context(open(aside / "rows.bin", "wb"))
             for part in parts:
-                read = _read_part(part, [name])
+                read = _read_part(part, names)
                 if read is None:
                     raise UserError(f"{part} has become unreadable while it was joined; run the same command again")
                 rows, index, more = read
                 corrupt |= more
                 indices.append(index)
-                if len(index):
-                    block = _bytes(rows[name])
-                    file.write(block)
-                    digests.update(block)
-                    shape, dtype, total = tuple(rows[name].shape[1:]), str(rows[name].dtype).removeprefix("torch."), total + len(index)
-            file.flush()
-            os.fsync(file.fileno())
+                for name in names if len(index) else ():
+                    block, known = _bytes(rows[name]), about[name]
+                    files[name].write(block)
+                    known["digest"].update(block)
+                    known["shape"] = [known["shape"][0] + len(index), *rows[name].shape[1:]]
+                    known["dtype"] = str(rows[name].dtype).removeprefix("torch.")
+            for file in files.values():
+                file.flush()
+                os.fsync(file.fileno())
         index = _bytes(torch.cat(indices))
-        (aside / "index.bin").write_bytes(index)
-        meta = {
-            "shape": [total, *(shape or ())], "dtype": dtype or "float32", "sha256": digests.hexdigest(), "index_sha256": hashlib.sha256(index).hexdigest(),
-            "corrupt": corrupt, "key": self.key,
-        }  # fmt: skip
-        (aside / "meta.json").write_text(json.dumps(meta), encoding="utf-8")
-        shutil.rmtree(self.folder / name, ignore_errors=True)
-        os.replace(aside, self.folder / name)
+        for name, aside in asides.items():
+            known = about[name]
+            (aside / "index.bin").write_bytes(index)
+            meta = {
+                "shape": known["shape"], "dtype": known["dtype"], "sha256": known["digest"].hexdigest(),
+                "index_sha256": hashlib.sha256(index).hexdigest(), "corrupt": corrupt, "key": self.key,
+            }  # fmt: skip
+            (aside / "meta.json").write_text(json.dumps(meta), encoding="utf-8")
+            shutil.rmtree(self.folder / name, ignore_errors=True)
+            os.replace(aside, self.folder / name)
 
     def _state(self, name: str) -> str:
         """cached, missing, or damaged; a checksum decides, and says so."""

@@ -66,10 +66,13 @@ def linear(
     best_five, best_epoch = best.clone(), torch.zeros(len(heads), dtype=torch.int64)
     for epoch in range(epochs):
         factor = 0.5 * (1 + math.cos(math.pi * epoch / epochs))
+        start, fetched = time.perf_counter(), train.seconds
         for x, y in train.epoch(epoch):
-            start = time.perf_counter()
             heads.step(x.to(device), y.to(device), factor)
-            busy, seen = busy + time.perf_counter() - start, seen + len(y)
+            seen += len(y)
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        busy += time.perf_counter() - start - (train.seconds - fetched)
         if epoch + 1 < epochs and (epoch + 1) % evaluate_every:
             continue
         scores = heads.accuracy(test[feature], test.labels)

@@ -29,3 +29,11 @@ def test_boxes_are_spread_as_torchvisions():
     share, aspect = boxes[:, 2] * boxes[:, 3] / 512**2, boxes[:, 3] / boxes[:, 2]
     assert 0.07 < share.min() and share.max() <= 1 and abs(share.mean() - 0.50) < 0.03  # boxes that do not fit are drawn again, so below .54
     assert abs(aspect.log().mean()) < 0.02 and 0.74 < aspect.min() and aspect.max() < 1.35
+
+
+def test_sixteen_bits_and_any_channels():
+    image = torch.randint(0, 256, (5, 40, 30), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    crop = CropAndFlip((8, 12), seed=3)
+    eight, sixteen = crop(image, 4), crop((image.to(torch.int32) * 257).to(torch.uint16), 4)
+    assert sixteen.dtype == torch.uint16 and sixteen.shape == (5, 8, 12)
+    assert (sixteen.to(torch.int32) / 257 - eight.to(torch.int32)).abs().max() <= 1.01

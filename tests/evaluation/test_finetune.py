@@ -101,6 +101,14 @@ def test_with_everything_that_the_paper_does():
     assert any("24 wide" in line for line in report.protocol["differences"])
 
 
+def test_what_timms_augmentation_cannot_take_is_refused():
+    data = Colours(20)
+    image = data.image
+    data.image = lambda i: image(i)[:1]
+    with pytest.raises(UserError, match="RGB images of 8 bits, and .*png has 1 channels"):
+        next(make(data=data).epoch(0, torch.device("cpu")))
+
+
 def test_the_head_starts_small():
     large, small = FineTuned(tiny_encoder(), 3), FineTuned(tiny_encoder(), 3, head_scale=0.001)
     assert torch.allclose(large.head.weight * 0.001, small.head.weight) and 0.01 < large.head.weight.std() < 0.03 and not large.head.bias.any()

@@ -11,7 +11,7 @@ STREAM = 40  # beside the streams of functional.draws
 
 
 class CropAndFlip:
-    """View of an image of an epoch: uint8 [3, H, W], its index in the dataset -> uint8 [3, *size].
+    """View of an image of an epoch: uint8 or uint16 [C, H, W], its index in the dataset -> the same, [C, *size].
 
     A box of `scale` of the area and `ratio` width over height, as torchvision's RandomResizedCrop draws it, resized by antialiased
     bilinear interpolation, flipped with probability `flip`; a pure function of (seed, epoch, index). attmask.md 5.3.
@@ -29,10 +29,13 @@ class CropAndFlip:
         return tuple(boxes[0, 0].tolist()), bool(flips[0, 0])
 
     def __call__(self, image: Tensor, index: int) -> Tensor:
-        """uint8 [3, H, W], index -> uint8 [3, *size]."""
+        """uint8 or uint16 [C, H, W], index -> the same, [C, *size]."""
         (top, left, height, width), flipped = self.box(*image.shape[-2:], index)
-        view = F.interpolate(image[None, :, top : top + height, left : left + width], size=self.size, mode="bilinear", antialias=True)[0]
-        return view.flip(-1) if flipped else view
+        view = image[None, :, top : top + height, left : left + width]
+        wide = image.dtype == torch.uint16  # torch neither resizes nor flips it
+        view = F.interpolate(view.float() if wide else view, size=self.size, mode="bilinear", antialias=True)[0]
+        view = view.flip(-1) if flipped else view
+        return view.round().to(torch.uint16) if wide else view
 
     def fingerprint(self) -> str:
         """What it does, in words."""

@@ -105,6 +105,8 @@ class Views:
                 corrupt[batches.dataset.name(index)] = error.reason
         else:
             raise UserError(f"none of the {len(batches.dataset)} images can be read; give images")
+        if image.dtype != torch.uint8 or len(image) != 3:
+            raise UserError(f"finetune augments RGB images of 8 bits, and {batches.dataset.name(index)} has {len(image)} channels of {image.dtype}; evaluate linear or attentive")
         with draws.seeded(int(draws.mix(AUGMENT, batches.seed, self.epoch, place))):
             view = batches.transform(Image.fromarray(image.permute(1, 2, 0).contiguous().numpy()))
         return view, int(batches.labels[index]), place, corrupt

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image, ImageEnhance, ImageFilter, ImageOps
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, Sampler
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -78,23 +78,45 @@ def view(image: Image.Image, size: int, scale, blur: float, solarize: float = 0.
 
 
 class MultiCropFolder(Dataset):
-    """All JPEGs below a folder as lists of 2 global and `locals_` local views."""
+    """All images below a folder as lists of 2 global and L local views; `crops` has the sizes, scales and number of a recipe."""
 
-    def __init__(self, folder, locals_: int = 10, global_scale=(0.25, 1.0), local_scale=(0.05, 0.25)):
-        self.files = sorted(Path(folder).rglob("*.jpg"))
-        self.locals_, self.global_scale, self.local_scale = locals_, global_scale, local_scale
+    def __init__(self, folder, crops):
+        self.files = sorted(path for path in Path(folder).rglob("*") if path.suffix.lower() in (".jpg", ".jpeg"))
+        self.crops = crops
 
     def __len__(self) -> int:
         return len(self.files)
 
-    def __getitem__(self, index: int) -> tuple[list[torch.Tensor], int]:
+    def image(self, index: int) -> Image.Image:
+        """One image, decoded."""
         with open(self.files[index], "rb") as file:
-            image = Image.open(file).convert("RGB")
-        views = [view(image, 224, self.global_scale, 1.0), view(image, 224, self.global_scale, 0.1, 0.2)]
-        return views + [view(image, 96, self.local_scale, 0.5) for _ in range(self.locals_)], 0
+            return Image.open(file).convert("RGB")
+
+    def __getitem__(self, index: int) -> tuple[list[torch.Tensor], int]:
+        image, crops = self.image(index), self.crops
+        views = [view(image, crops.global_size, crops.global_scale, 1.0), view(image, crops.global_size, crops.global_scale, 0.1, 0.2)]
+        return views + [view(image, crops.local_size, crops.local_scale, 0.5) for _ in range(crops.local_number)], 0
+
+    def geometry_only(self, index: int) -> list[Image.Image]:
+        """Decoding and the boxes alone: what is left when colour and floats go elsewhere."""
+        image, crops = self.image(index), self.crops
+        views = [resized_crop(image, crops.global_size, crops.global_scale) for _ in range(2)]
+        return views + [resized_crop(image, crops.local_size, crops.local_scale) for _ in range(crops.local_number)]
 
 
-def loader(folder, batch_size: int, workers: int) -> DataLoader:
-    """The baseline's loader, as it was set up: shuffled, pinned where there is a GPU, the default collation, workers per epoch."""
-    return DataLoader(MultiCropFolder(folder), batch_size=batch_size, shuffle=True, num_workers=workers, drop_last=True,
+class Endless(Sampler):
+    """One random order of the images after another, so that no end of an epoch falls into a measurement."""
+
+    def __init__(self, count: int):
+        self.count = count
+
+    def __iter__(self):
+        while True:
+            yield from torch.randperm(self.count).tolist()
+
+
+def loader(folder, batch_size: int, workers: int, crops):
+    """The baseline's batches without end, as they were made: the default collation of float32 views, pinned where there is a GPU."""
+    data = MultiCropFolder(folder, crops)
+    return DataLoader(data, batch_size=batch_size, sampler=Endless(len(data)), num_workers=workers, drop_last=True,
                       pin_memory=torch.cuda.is_available())

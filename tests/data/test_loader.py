@@ -223,9 +223,35 @@ def test_a_decoder_that_does_not_work_is_one_line():
         batches(Memory(), CROPS, batch_size=4, total_steps=1, decoder="none such")
 
 
-def test_what_comes_from_a_worker_lies_in_shared_memory_once():
-    here, there = (next(batches(Memory(), CROPS, batch_size=4, total_steps=2, seed=3, workers=workers)) for workers in (0, 1))
-    assert there.global_crops.is_shared() and there.local_crops.is_shared() and not here.global_crops.is_shared()
-    assert there.params.global_.plan.steps == here.params.global_.plan.steps
-    assert torch.equal(there.params.global_.plan.rows, here.params.global_.plan.rows)
-    assert there.global_crops.is_contiguous(memory_format=torch.channels_last)
+def where(tensor):
+    return tensor.untyped_storage().data_ptr()
+
+
+def test_batches_are_read_where_workers_wrote_them_and_slots_are_used_again():
+    iterator = batches(Memory(), CROPS, batch_size=4, total_steps=30, seed=3, workers=1)
+    buffers = {where(buffer) for buffer in iterator._slots.buffers}
+    assert len(buffers) == 5 and all(buffer.is_shared() for buffer in iterator._slots.buffers)
+    seen, expected = [], run(total_steps=30)
+    for batch, plain in zip(iterator, expected):
+        assert where(batch.global_crops) == where(batch.local_crops) and torch.equal(batch.global_crops, plain.global_crops)
+        assert batch.global_crops.is_contiguous(memory_format=torch.channels_last)
+        assert batch.params.global_.plan.steps == plain.params.global_.plan.steps
+        seen.append(where(batch.global_crops))
+    assert set(seen) <= buffers and len(set(seen)) < 30
+
+
+def test_a_batch_that_is_kept_is_never_written_over():
+    iterator = batches(Memory(), CROPS, batch_size=4, total_steps=30, seed=3, workers=2)
+    kept = [batch.local_crops[:1] for batch in iterator]  # a view is enough to keep the slot
+    assert len({where(crop) for crop in kept}) == 30
+    for crop, plain in zip(kept, run(total_steps=30)):
+        assert torch.equal(crop, plain.local_crops[:1])
+
+
+def test_too_little_shared_memory_is_one_line(monkeypatch):
+    from maskwise.data import slots
+
+    monkeypatch.setattr(slots.os, "statvfs", lambda path: type("There", (), {"f_bavail": 1, "f_frsize": 4096}))
+    with pytest.raises(UserError) as caught:
+        batches(Memory(), MultiCrop(local_number=2), batch_size=4, total_steps=3, workers=2)
+    assert "shared memory" in str(caught.value) and "speed.workers" in str(caught.value) and "\n" not in str(caught.value)

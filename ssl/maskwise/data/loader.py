@@ -1,21 +1,19 @@
 """Batches of a whole run; each is a pure function of (seed, step, world), whatever computes it."""
 
-import os
-import pickle
-import signal
-from dataclasses import dataclass, replace
-
-import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from maskwise.data import decoders
 from maskwise.data.batch import Batch
 from maskwise.data.reader import Decoded, Reader, remembered
+from maskwise.data.slots import Packed, Room, Slots
+from maskwise.data.worker import start_worker
 from maskwise.functional import draws
 from maskwise.functional.errors import UserError
 
 ALWAYS_FORGIVEN = 10
+LARGE_BATCH = 1 << 28  # bytes of crops from which on each worker prepares one batch ahead, not two
+IN_USE = 3  # batches outside the workers' queue: one in the step, one copied ahead, one for a picture
 
 
 def steps_per_epoch(count: int, batch_size: int) -> int:
@@ -45,7 +43,8 @@ def batches(dataset, multicrop, *, batch_size: int, rank: int = 0, world_size: i
     if batch_size % world_size:
         raise UserError(f"train.batch_size is {batch_size}, which {world_size} ranks cannot share evenly; "
                         f"set train.batch_size={max(1, batch_size // world_size) * world_size}")
-    dataset = Decoded(dataset, decoders.resolved(decoder))
+    decoder = decoders.resolved(decoder)
+    dataset = Decoded(dataset, decoder)
     if cache == "auto" and not jpeg_scaling:
         dataset = remembered(dataset, processes=max(1, workers))
     steps = Steps(dataset, multicrop, batch_size, rank, world_size, seed, jpeg_scaling)
@@ -64,8 +63,14 @@ class Batches:
         self.replaced = 0
         self._share = corrupt_share
         self._length = len(order)
-        loader = DataLoader(steps, batch_size=None, sampler=order, num_workers=workers, collate_fn=unchanged,
-                            pin_memory=pin_memory, worker_init_fn=quiet_worker, generator=torch.Generator())
+        self._slots, options = None, {}
+        if workers:
+            size = steps.bytes_per_batch()
+            ahead = 1 if size > LARGE_BATCH else 2
+            self._slots = Slots(min(workers * ahead + IN_USE, max(1, len(order))), size)
+            steps.buffers, steps.key, options = self._slots.buffers, self._slots.key, {"prefetch_factor": ahead}
+        loader = DataLoader(steps, batch_size=None, sampler=Dispatch(order, self._slots), num_workers=workers, collate_fn=unchanged,
+                            pin_memory=pin_memory, worker_init_fn=start_worker, generator=torch.Generator(), **options)
         self._iterator = iter(loader)
 
     def __iter__(self):
@@ -99,15 +104,39 @@ class Batches:
         self._iterator = iter(())
 
 
+class Dispatch:
+    """The steps in order, each with the slot that its batch is to be written into (None: none is free, or none is needed)."""
+
+    def __init__(self, order: range, slots: Slots | None):
+        self.order, self.slots = order, slots
+
+    def __len__(self) -> int:
+        return len(self.order)
+
+    def __iter__(self):
+        for step in self.order:
+            yield step, None if self.slots is None else self.slots.take()
+
+
 class Steps(Dataset):
-    """Step number -> this rank's Batch of that step; from a worker, Packed."""
+    """(step, slot) -> this rank's Batch of that step; from a worker, Packed."""
+
+    buffers: list[torch.Tensor] = []
+    key = -1
 
     def __init__(self, dataset, multicrop, batch_size: int, rank: int, world_size: int, seed: int, jpeg_scaling: bool = False):
         self.dataset, self.multicrop, self.jpeg_scaling = dataset, multicrop, jpeg_scaling
         self.batch_size, self.rank, self.world_size, self.seed = batch_size, rank, world_size, seed
         self._order = (None, None)
 
-    def __getitem__(self, step: int) -> "Batch | Packed | UserError":
+    def bytes_per_batch(self) -> int:
+        """Bytes of the crops of one batch of this rank."""
+        crops = self.multicrop
+        pixels = 2 * crops.global_size**2 + crops.local_number * crops.local_size**2
+        return 3 * pixels * self.batch_size // self.world_size
+
+    def __getitem__(self, item: tuple[int, int | None]) -> "Batch | Packed | UserError":
+        step, slot = item
         epoch, place = divmod(step, steps_per_epoch(len(self.dataset), self.batch_size))
         if self._order[0] != epoch:
             self._order = (epoch, draws.order(self.seed, epoch, len(self.dataset)))
@@ -115,16 +144,16 @@ class Steps(Dataset):
         first = place * self.batch_size + self.rank * share
         index = self._order[1][first:first + share].clone()
         reader = Reader(self.dataset, self._shrink(index, epoch) if self.jpeg_scaling else None)
-        working = get_worker_info() is not None
+        empty = torch.empty if slot is None else Room(self.buffers[slot])
         try:
             images = map(reader, range(share), index.tolist())
-            global_crops, local_crops, params = self.multicrop.batch(images, index, epoch, shared if working else torch.empty)
+            global_crops, local_crops, params = self.multicrop.batch(images, index, epoch, empty)
         except UserError as error:  # handed over as a value: a worker's exception would arrive as a traceback
             return error
         labels = self.dataset.labels
         labels = None if labels is None else labels[torch.tensor(reader.read)]
         batch = Batch(global_crops, local_crops, params, labels, index, reader.corrupt, reader.replaced)
-        return Packed.of(batch) if working else batch
+        return batch if get_worker_info() is None else Packed.of(batch, self.key, slot)
 
     def _shrink(self, index: torch.Tensor, epoch: int):
         uniforms = self.multicrop.geometry(index, epoch)
@@ -135,49 +164,6 @@ class Steps(Dataset):
         return shrink
 
 
-@dataclass(frozen=True)
-class Packed:
-    """A Batch between processes: its crops lie in shared memory where they were written, its many small tensors are one string."""
-
-    global_crops: torch.Tensor
-    local_crops: torch.Tensor
-    rest: bytes
-
-    @classmethod
-    def of(cls, batch: Batch) -> "Packed":
-        """Pack a batch."""
-        empty = torch.empty(0, dtype=torch.uint8)
-        small = replace(batch, global_crops=empty, local_crops=empty).each(torch.Tensor.numpy)
-        return cls(batch.global_crops, batch.local_crops, pickle.dumps(small, pickle.HIGHEST_PROTOCOL))
-
-    def unpacked(self) -> Batch:
-        """The batch; its crops are not copied."""
-        small = pickle.loads(self.rest).each(lambda array: torch.from_numpy(np.array(array)))
-        return replace(small, global_crops=self.global_crops, local_crops=self.local_crops)
-
-    def pin_memory(self) -> Batch:
-        """The batch in page-locked memory."""
-        return self.unpacked().pin_memory()
-
-
-def shared(*shape: int, dtype: torch.dtype) -> torch.Tensor:
-    """An uninitialised tensor in memory that other processes can map."""
-    count = int(np.prod(shape))
-    if count == 0:
-        return torch.empty(shape, dtype=dtype)
-    storage = torch.UntypedStorage._new_shared(count * dtype.itemsize)
-    return torch.empty(0, dtype=dtype).set_(storage).view(shape)
-
-
 def unchanged(item):
     """A collate function for items that are batches already."""
     return item
-
-
-def quiet_worker(_: int) -> None:
-    """Leave signals to the training process: it wants batches until the step boundary, and ends its workers itself."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    if hasattr(signal, "SIGUSR1"):
-        signal.signal(signal.SIGUSR1, signal.SIG_IGN)
-        signal.signal(signal.SIGALRM, lambda *_: os._exit(0))
-        signal.signal(signal.SIGTERM, lambda *_: signal.alarm(10))

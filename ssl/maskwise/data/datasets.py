@@ -11,6 +11,7 @@ from maskwise.data.huggingface import HuggingFace
 from maskwise.data.index import EXTENSIONS, scan
 from maskwise.data.listed import Listed
 from maskwise.data.shapes import Shapes
+from maskwise.data.shards import Tar
 from maskwise.data.torchvision_sets import TorchvisionSet
 from maskwise.functional.errors import UserError
 
@@ -84,4 +85,4 @@ def nothing_found(root: Path, others: Counter, extensions=EXTENSIONS) -> str:
     return f"data.path: {root} holds no images, only other files ({found}); images are {accepted}"
 
 
-DATASETS = {"folder": Folder, "list": Listed, "torchvision": TorchvisionSet, "huggingface": HuggingFace, "shapes": Shapes}
+DATASETS = {"folder": Folder, "list": Listed, "tar": Tar, "torchvision": TorchvisionSet, "huggingface": HuggingFace, "shapes": Shapes}

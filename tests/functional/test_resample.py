@@ -92,3 +92,14 @@ def test_short_side():
     assert resample.short_side((375, 500), 256) == (256, 341)
     assert resample.short_side((500, 375), 256) == (341, 256)
     assert resample.short_side((32, 32), 32) == (32, 32)
+
+
+@pytest.mark.parametrize("mode", ["offset", "size", "offset_always"])
+def test_a_traced_grid_gets_the_same_table(mode):
+    """The matrices that a program of unknown size holds, beside torch's own interpolation, on larger, smaller, oblong and equal grids."""
+    from maskwise.functional import resample
+
+    table = torch.randn(1, 12, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    for grid in ((3, 4), (7, 9), (2, 2), (3, 11), (5, 4), (1, 1)):
+        wanted = resample.position_table(table, (3, 4), grid, mode)
+        assert (resample._traced_table(table, (3, 4), grid, mode) - wanted).abs().max() < 1e-9, grid

@@ -14,7 +14,11 @@ from maskwise.functional.errors import UserError
 
 PREFIX = "hub:"
 NAME = re.compile(r"[\w.-]+/[\w.-]+")
-WANTED = ["config.json", "*.safetensors", "*.json"]
+WANTED = ["*.json", "*.safetensors"]
+REPLACED = (  # files of an earlier export that must not stay beside a new one
+    "model.safetensors", "backbone.safetensors", "transformers.safetensors", "model.safetensors.index.json", "maskwise.safetensors",
+    "training.safetensors", "onnx/model.onnx", "onnx/model_attention.onnx", "encoder.pt2",
+)  # fmt: skip
 LOGIN = "`hf auth login`, or HF_TOKEN in the environment, gives one with write access"
 
 
@@ -46,7 +50,14 @@ def upload(folder: Path, name: str, *, private: bool = False, revision: str | No
             raise UserError(f"{name} is there already and is public: make it private on the Hub, or give another name")
         if revision is not None:
             client.create_branch(name, branch=revision, exist_ok=True)
-        commit = client.upload_folder(repo_id=name, folder_path=folder, revision=revision, commit_message="Export of maskwise")
+        files = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
+        stale = sorted(set(REPLACED) & set(client.list_repo_files(name, revision=revision)) - set(files))
+        commit = client.create_commit(
+            name,
+            [*(huggingface_hub.CommitOperationAdd(there, here) for there, here in files.items()), *map(huggingface_hub.CommitOperationDelete, stale)],
+            commit_message="Export of maskwise",
+            revision=revision,
+        ).commit_url
     except UserError:
         raise
     except Exception as error:  # the client raises a dozen unrelated types for "offline", "not logged in" and "refused"
@@ -77,10 +88,13 @@ def named(text: str) -> tuple[str, str | None] | None:
     return (name, revision or None) if Path(name).suffix not in (".pth", ".pt", ".tar", ".safetensors", ".bin") else None
 
 
-def fetch(name: str, revision: str | None = None) -> Path:
-    """The folder of a repository in the Hub's cache, fetched where the network allows; raises UserError where there is none."""
+def fetch(name: str, revision: str | None = None, **options) -> Path:
+    """The folder of a repository in the Hub's cache, fetched where the network allows; `options` as in snapshot_download.
+
+    Raises UserError where there is none.
+    """
     try:
-        return Path(huggingface_hub.snapshot_download(name, revision=revision, allow_patterns=WANTED))
+        return Path(huggingface_hub.snapshot_download(name, revision=revision, allow_patterns=WANTED, **options))
     except Exception as error:  # as in `upload`
         where = f"{name}@{revision}" if revision else name
         raise UserError(f"{where} is no path here, and the Hub does not give it ({reason(error)}): check the name, the network, and `hf auth login` for a private one") from None

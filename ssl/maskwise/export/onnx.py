@@ -33,10 +33,10 @@ class Program(nn.Module):
         return (features.pooled, features.patches, features.attention) if self.attention else (features.pooled, features.patches)
 
 
-def export_onnx(encoder: Encoder, path: Path, *, attention: bool = False) -> Path:
+def export_onnx(encoder: Encoder, path: Path, *, attention: bool = False) -> bool:
     """Write an ONNX program of opset 18: images [B, 3, H, W] -> pooled, patches (, attention), any B and, where it can be, any H and W.
 
-    H and W are free multiples of the patch where the encoder's arithmetic allows; else they are the encoder's image size.
+    Returns whether H and W are free multiples of the patch; else they are the encoder's image size.
     Raises UserError without onnx and onnxscript, and for attention of a pooling that has none.
     """
     missing = [name for name in ("onnx", "onnxscript") if importlib.util.find_spec(name) is None]
@@ -47,21 +47,40 @@ def export_onnx(encoder: Encoder, path: Path, *, attention: bool = False) -> Pat
     path.parent.mkdir(parents=True, exist_ok=True)
     size = sum(value.numel() * value.element_size() for value in encoder.state_dict().values())
     with quiet():
-        made = torch.onnx.export(
-            program, dynamo=True, opset_version=OPSET, input_names=["images"], output_names=list(OUTPUTS[: 2 + attention]), verbose=False,
-        )  # fmt: skip
+        try:
+            made = torch.onnx.export(
+                program, dynamo=True, opset_version=OPSET, input_names=["images"], output_names=list(OUTPUTS[: 2 + attention]), verbose=False,
+            )  # fmt: skip
+        except torch.onnx.errors.OnnxExporterError as error:
+            raise UserError(f"ONNX (opset {OPSET}) cannot hold this encoder: {str(error).splitlines()[0]}") from None
         made.save(str(path), external_data=size > EMBEDDED)
-    return path
+    return any_size(program)
 
 
 def exported(encoder: Encoder, attention: bool = True) -> torch.export.ExportedProgram:
-    """torch.export's program of an encoder; batch and, where it can be, size are free. Raises UserError for attention that there is none of."""
+    """torch.export's program of an encoder; the batch is free, and so are height and width in patches where the backbone allows.
+
+    Raises UserError for attention that there is none of, and for an encoder that cannot be traced.
+    """
     if attention and not getattr(encoder.pooling, "gives_attention", False):
         raise UserError("this encoder's pooling gives no attention: export the program without")
-    images = probe(encoder, 3)
-    free = {0: torch.export.Dim("batch", min=1)}
+    program, batch = Program(encoder, attention).eval(), torch.export.Dim("batch", min=1)
+    patch = getattr(encoder.backbone, "patch_size", None)
+    free = {} if patch is None else {2 + axis: patch[axis] * torch.export.Dim(name, min=1) for axis, name in enumerate(("rows", "columns"))}
     with quiet():
-        return torch.export.export(Program(encoder, attention).eval(), (images,), dynamic_shapes=({**free},))
+        for sizes in ([free, {}] if free else [{}]):
+            images = probe(encoder, 3) if not sizes else torch.randn(3, 3, *(side + 2 * step for side, step in zip(encoder.image_size, patch)))
+            try:
+                return torch.export.export(program, (images,), dynamic_shapes=({0: batch, **sizes},))
+            except Exception as error:  # tracing raises whatever the model's own code meets
+                fault = error
+    raise UserError(f"torch.export cannot trace this encoder: {str(fault).splitlines()[0]}")
+
+
+def any_size(program: torch.export.ExportedProgram) -> bool:
+    """Whether a program takes images of any size that divides into patches."""
+    shape = next(node for node in program.graph.nodes if node.op == "placeholder" and node.name == "images").meta["val"].shape
+    return not isinstance(shape[-1], int)
 
 
 def write(encoder: Encoder, folder: Path, kind: str) -> list[str]:
@@ -69,16 +88,18 @@ def write(encoder: Encoder, folder: Path, kind: str) -> list[str]:
     path = folder / FILES[kind]
     attention = kind == "onnx-attention" or kind == "pt2" and getattr(encoder.pooling, "gives_attention", False)
     if kind == "pt2":
-        torch.export.save(exported(encoder, attention), path)
+        program = exported(encoder, attention)
+        torch.export.save(program, path)
+        sizes = any_size(program)
         run, library = torch.export.load(path).module(), f"torch.export {torch.__version__}"
     else:
-        export_onnx(encoder, path, attention=attention)
+        sizes = export_onnx(encoder, path, attention=attention)
         if importlib.util.find_spec("onnxruntime") is None:
             return [f"  {FILES[kind]:<22} onnxruntime is not installed, not tried"]
         run, library = opened(path), named("onnxruntime")
-    found = compare(encoder, run, library, attention)
+    found = compare(encoder, run, library, attention, sizes)
     require([found])
-    return [f"{found.line()}   {FILES[kind]}"]
+    return [f"{found.line()}   {FILES[kind]}: any batch, {'any size' if sizes else 'x'.join(map(str, encoder.image_size)) + ' pixels'}"]
 
 
 def opened(path: Path):
@@ -92,11 +113,12 @@ def opened(path: Path):
 
 
 @torch.no_grad()
-def compare(encoder: Encoder, run, library: str, attention: bool) -> Difference:
-    """The largest differences over a batch of one and a batch of three."""
+def compare(encoder: Encoder, run, library: str, attention: bool, sizes: bool) -> Difference:
+    """The largest differences over a batch of one and of three and, where `sizes` are free, over larger and oblong images."""
     features, looks = 0.0, 0.0
-    for count in (1, 3):
-        images = probe(encoder, count)
+    patch = encoder.backbone.patch_size if sizes else (0, 0)
+    for count, more in ((1, (0, 0)), (3, (0, 0)), *(((2, (2, 2)), (1, (1, 3))) if sizes else ())):
+        images = torch.randn(count, 3, *(side + extra * step for side, extra, step in zip(encoder.image_size, more, patch)), generator=torch.Generator().manual_seed(count))
         wanted, got = encoder(images), run(images)
         features = max(features, far(wanted.pooled, got[0]), far(wanted.patches, got[1]))
         looks = max(looks, far(wanted.attention, got[2])) if attention else 0.0

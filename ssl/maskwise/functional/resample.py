@@ -19,6 +19,8 @@ def position_table(table: Tensor, old_grid: tuple[int, int], new_grid: tuple[int
     if mode not in ("offset", "size", "offset_always"):
         raise UserError(f"unknown position mode {mode!r}; choose offset, size or offset_always")
     old_grid, new_grid = tuple(old_grid), tuple(new_grid)
+    if any(isinstance(side, torch.SymInt) for side in new_grid):
+        return _traced_table(table, old_grid, new_grid, mode)
     if old_grid == new_grid and mode != "offset_always":
         return table
     plane = table.reshape(1, *old_grid, -1).permute(0, 3, 1, 2)
@@ -29,6 +31,35 @@ def position_table(table: Tensor, old_grid: tuple[int, int], new_grid: tuple[int
         scale = tuple((new + 0.1) / old for new, old in zip(new_grid, old_grid))
         plane = F.interpolate(plane, scale_factor=scale, mode="bicubic", align_corners=False, recompute_scale_factor=False)
     return plane.flatten(2).transpose(1, 2).to(table.dtype)
+
+
+def _traced_table(table: Tensor, old_grid: tuple[int, int], new_grid, mode: str) -> Tensor:
+    """`position_table` for a grid that is not known while a program is traced: the same bicubic weights as two matrices."""
+    plane = table.reshape(*old_grid, -1)
+    plane = plane if plane.dtype == torch.float64 else plane.float()
+    cells = [torch.arange(side, device=plane.device, dtype=plane.dtype) for side in new_grid]
+    counts = [each[-1] + 1 for each in cells]  # the sides as tensors, so that no branch is fixed by tracing
+    equal = torch.logical_and(*(count == old for count, old in zip(counts, old_grid)))
+    offset = torch.zeros_like(counts[0]) if mode == "size" else torch.full_like(counts[0], 0.1)
+    offset = offset if mode == "offset_always" else torch.where(equal, 0.0, offset)
+    rows, columns = (_bicubic(each, (count + offset) / old, old) for each, count, old in zip(cells, counts, old_grid))
+    half = torch.einsum("hy,yxd->hxd", rows, plane)
+    return torch.einsum("wx,hxd->hwd", columns, half).flatten(0, 1).unsqueeze(0).to(table.dtype)
+
+
+def _bicubic(cells: Tensor, scale: Tensor, old: int) -> Tensor:
+    """Weights [new, old] of bicubic interpolation with a = -0.75, half-pixel centres and clamped borders, as torch's."""
+    x = (cells + 0.5) / scale - 0.5
+    floor = x.floor()
+    weights = 0.0
+    for tap in (-1, 0, 1, 2):
+        away = (x - floor - tap).abs()
+        near = 1.25 * away**3 - 2.25 * away**2 + 1
+        far = -0.75 * (away**3 - 5 * away**2 + 8 * away - 4)
+        index = (floor + tap).clamp(0, old - 1)
+        hit = (index.unsqueeze(1) == torch.arange(old, device=x.device, dtype=x.dtype)).to(x.dtype)
+        weights = weights + torch.where(away <= 1, near, far).unsqueeze(1) * hit
+    return weights
 
 
 def resize_image(image: Tensor, size: tuple[int, int]) -> Tensor:

@@ -29,6 +29,8 @@ CASES = {
     "normalised keys": ("cls", {"qk_norm": True}, {"model.safetensors"}),
     "norm before": ("cls", {"pre_norm": True}, {"model.safetensors"}),
     "oblong": ("cls", {"image_size": (32, 48)}, {"model.safetensors"}),
+    "rotary positions": ("cls", {"name": "vit_small_patch16_dinov3", "num_heads": 2}, {"model.safetensors"}),
+    "five bands": ("cls", {"mean": (0.5,) * 5, "std": (0.2,) * 5}, {"model.safetensors"}),
     "odd width of the MLP": ("cls", {"mlp_ratio": 2.5}, {"model.safetensors"}),
 }  # fmt: skip
 
@@ -37,7 +39,7 @@ def build(pooling="cls", **options):
     """A small encoder whose every tensor is drawn, so that none is at a value that hides a mistake."""
     torch.manual_seed(0)
     shape = {"image_size": 32, "patch_size": 8, "embed_dim": 64, "depth": 2, "num_heads": 4}
-    backbone = Backbone("vit_tiny_patch16_224", **{**shape, **options})
+    backbone = Backbone(options.pop("name", "vit_tiny_patch16_224"), **{**shape, **options})
     encoder = Encoder(backbone, POOLINGS[pooling](64)).eval()
     with torch.no_grad():
         for parameter in encoder.parameters():
@@ -46,7 +48,7 @@ def build(pooling="cls", **options):
 
 
 def pixels(encoder):
-    return torch.randn(3, 3, *encoder.image_size, generator=torch.Generator().manual_seed(3))
+    return torch.randn(3, len(encoder.mean), *encoder.image_size, generator=torch.Generator().manual_seed(3))
 
 
 @pytest.fixture(scope="module", params=CASES, ids=lambda name: name.replace(" ", "_"))

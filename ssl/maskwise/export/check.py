@@ -67,8 +67,8 @@ def require(found: list[Difference]) -> None:
 
 
 def probe(encoder: Encoder, count: int = 2) -> Tensor:
-    """Random images at the encoder's size: float32 [count, 3, h, w]."""
-    return torch.randn(count, 3, *encoder.image_size, generator=torch.Generator().manual_seed(0))
+    """Random images at the encoder's size: float32 [count, C, h, w]."""
+    return torch.randn(count, len(encoder.mean), *encoder.image_size, generator=torch.Generator().manual_seed(0))
 
 
 @torch.no_grad()

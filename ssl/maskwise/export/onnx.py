@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import importlib.util
 import logging
 import warnings
@@ -10,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from maskwise.export.check import Difference, far, named, probe, require
+from maskwise.export.check import Difference, far, named, require
 from maskwise.functional.errors import UserError
 from maskwise.nn.encoder import Encoder
 
@@ -64,13 +65,18 @@ def exported(encoder: Encoder, attention: bool = True) -> torch.export.ExportedP
     """
     if attention and not getattr(encoder.pooling, "gives_attention", False):
         raise UserError("this encoder's pooling gives no attention: export the program without")
+    encoder = copy.deepcopy(encoder)  # tracing must leave nothing behind in what a backbone remembers
     program, batch = Program(encoder, attention).eval(), torch.export.Dim("batch", min=1)
     patch = getattr(encoder.backbone, "patch_size", None)
     free = {} if patch is None else {2 + axis: patch[axis] * torch.export.Dim(name, min=1) for axis, name in enumerate(("rows", "columns"))}
+    rotary = getattr(encoder.backbone, "rope", None) is not None  # its table is made for one grid, outside the program
     with quiet():
-        for sizes in ([free, {}] if free else [{}]):
-            images = probe(encoder, 3) if not sizes else torch.randn(3, 3, *(side + 2 * step for side, step in zip(encoder.image_size, patch)))
+        for sizes in ([free, {}] if free and not rotary else [{}]):
+            more = [2 * step for step in patch] if sizes else [0, 0]
+            images = torch.randn(3, len(encoder.mean), *(side + extra for side, extra in zip(encoder.image_size, more)))
             try:
+                with torch.no_grad():
+                    program(images)
                 return torch.export.export(program, (images,), dynamic_shapes=({0: batch, **sizes},))
             except Exception as error:  # tracing raises whatever the model's own code meets
                 fault = error
@@ -118,7 +124,7 @@ def compare(encoder: Encoder, run, library: str, attention: bool, sizes: bool) -
     features, looks = 0.0, 0.0
     patch = encoder.backbone.patch_size if sizes else (0, 0)
     for count, more in ((1, (0, 0)), (3, (0, 0)), *(((2, (2, 2)), (1, (1, 3))) if sizes else ())):
-        images = torch.randn(count, 3, *(side + extra * step for side, extra, step in zip(encoder.image_size, more, patch)), generator=torch.Generator().manual_seed(count))
+        images = torch.randn(count, len(encoder.mean), *(side + extra * step for side, extra, step in zip(encoder.image_size, more, patch)), generator=torch.Generator().manual_seed(count))
         wanted, got = encoder(images), run(images)
         features = max(features, far(wanted.pooled, got[0]), far(wanted.patches, got[1]))
         looks = max(looks, far(wanted.attention, got[2])) if attention else 0.0

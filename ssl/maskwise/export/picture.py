@@ -15,7 +15,9 @@ SHOWN, TILE = 4, 160
 
 @torch.no_grad()
 def attention_picture(encoder: Encoder) -> np.ndarray | None:
-    """Embedded images and the encoder's attention in them -> uint8 [H, W, 3]; None for an encoder without attention."""
+    """Embedded images and the encoder's attention in them -> uint8 [H, W, 3]; None for an encoder without attention, or of other images than RGB."""
+    if len(encoder.mean) != 3:
+        return None
     shapes = Shapes(count=SHOWN, size=max(32, *encoder.image_size), split="test")
     rows = []
     for i in range(SHOWN):

@@ -68,21 +68,21 @@ def build(architecture: str, arguments: dict) -> nn.Module:
 
 def _arguments(encoder: Encoder) -> dict:
     """timm's arguments for this backbone; without num_classes, which transformers passes by itself."""
-    spec = encoder.backbone.spec()
-    size = list(encoder.image_size)
-    own = {key: value for key, value in spec.items() if key not in ("name", "image_size", "patch_size", "class_token", "position", "drop_path", "mask_token", "weights")}
-    if not isinstance(encoder.backbone, Backbone):
-        return {**own, "global_pool": "avg"} if spec.get("image_size") is None else {**own, "global_pool": "avg", "img_size": size}
-    patch = encoder.backbone.patch_size
-    token = {} if spec["class_token"] is None else {"class_token": spec["class_token"]}
-    pool = "token" if getattr(encoder.pooling, "needs", None) == {"cls_attention"} and encoder.backbone.has_class_token else "avg"
+    backbone, size = encoder.backbone, list(encoder.image_size)
+    spec = backbone.spec()
+    ours = ("name", "image_size", "patch_size", "class_token", "position", "drop_path", "mask_token", "weights", "mean", "std")
+    own = {key: value for key, value in spec.items() if key not in ours}
+    if not isinstance(backbone, Backbone):
+        return {**own, "global_pool": "avg", **({} if spec.get("image_size") is None else {"img_size": size})}
+    patch, channels = backbone.patch_size, len(encoder.mean)
     return {
         "img_size": size[0] if size[0] == size[1] else size,
         "patch_size": patch[0] if patch[0] == patch[1] else list(patch),
         "dynamic_img_size": True,
-        "global_pool": pool,
-        "fc_norm": False,  # the norm stands before the mean, so that forward_features gives normalised patches
-        **token,
+        "global_pool": "token" if getattr(encoder.pooling, "needs", None) == {"cls_attention"} and backbone.has_class_token else "avg",
+        ("use_fc_norm" if backbone.kind == "Eva" else "fc_norm"): False,  # the norm stands before the mean: forward_features gives normalised patches
+        **({} if spec["class_token"] is None else {"class_token": spec["class_token"]}),
+        **({} if channels == 3 else {"in_chans": channels}),
         **own,
     }
 
@@ -115,7 +115,7 @@ def timm_config(layout: TimmLayout, encoder: Encoder, *, tag: str, licence: str,
         "tag": tag,
         "license": licence,
         "custom_load": False,
-        "input_size": [3, height, width],
+        "input_size": [len(encoder.mean), height, width],
         "fixed_input_size": not (layout.arguments.get("dynamic_img_size") or "img_size" not in layout.arguments),
         "interpolation": "bicubic",
         "crop_pct": crop_share(encoder),

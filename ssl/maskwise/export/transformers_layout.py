@@ -24,7 +24,7 @@ def dinov2(encoder: Encoder, layout: TimmLayout) -> tuple[dict, dict[str, Tensor
     None without a class token, on grids that are not square, and where blocks hold more than Dinov2's do.
     """
     backbone = encoder.backbone
-    if type(backbone) is not Backbone or not backbone.has_class_token or not _plain(encoder):
+    if type(backbone) is not Backbone or backbone.kind != "VisionTransformer" or not backbone.has_class_token or not _plain(encoder):
         return None
     source = dict(layout.tensors)
     heads, dim = backbone.num_heads, backbone.dim

@@ -59,14 +59,15 @@ def about_run(folder: Path) -> dict:
         return {}
     sections = yaml.safe_load((folder / "recipe.yaml").read_text(encoding="utf-8")) or {}
     data, method, backbone = (sections.get(name) or {} for name in ("data", "method", "backbone"))
-    source = data.get("path") if data.get("name") in ("folder", None) else data.get("name")
+    source = str(data.get("set") or data.get("path") or data.get("name") or "")
+    named = data.get("name") == "huggingface" and re.fullmatch(r"[\w.-]+/[\w.-]+", source)  # the Hub's own name of it
     base = method.get("start_from") or backbone.get("weights")
     step = _step(folder)
     return {
         "name": folder.resolve().name,
         "step": step,
-        "datasets": (slug(Path(str(source)).name),) if source else (),
-        "base_model": None if base is None else shortened(str(base)),
+        "datasets": (source if named else slug(Path(source).name),) if source else (),
+        "base_model": None if base is None else Path(base).name if Path(base).exists() else shortened(str(base).removeprefix("hub:").partition("@")[0]),
         "recipe": HEAD + yaml.safe_dump(shortened(sections), sort_keys=False),
         "run": shortened({key: value for key, value in _json(folder / "run.json").items() if key != "command"}),
         "reports": reports_of(folder / "reports", step),
@@ -93,7 +94,7 @@ def shortened(value):
         return {key: shortened(entry) for key, entry in value.items()}
     if isinstance(value, (list, tuple)):
         return [shortened(entry) for entry in value]
-    if isinstance(value, str) and re.match(r"(/|~|[A-Za-z]:[\\/])", value):
+    if isinstance(value, str) and re.match(r"(/|~|\.\.?/|[A-Za-z]:[\\/])", value):
         return re.split(r"[\\/]", value.rstrip("\\/"))[-1]
     return value
 

@@ -49,7 +49,7 @@ def metadata(encoder: Encoder, folder: Path, about: About) -> dict:
     }
     if about.datasets:
         header["datasets"] = list(about.datasets)
-    if about.base_model:
+    if about.base_model and re.fullmatch(r"[\w.-]+/[\w.-]+", about.base_model):  # a name on the Hub; whatever else it was, the text tells
         header["base_model"] = about.base_model
     results = [result for name, report in about.reports.items() for result in [_result(name, report, about)] if result["metrics"]]
     if results:

@@ -15,22 +15,24 @@ needs_onnx = pytest.mark.skipif(any(importlib.util.find_spec(name) is None for n
 def build(pooling="cls", **options):
     torch.manual_seed(0)
     shape = {"image_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 2, "num_heads": 2}
-    return Encoder(Backbone("vit_tiny_patch16_224", **{**shape, **options}), POOLINGS[pooling](32)).eval()
+    return Encoder(Backbone(options.pop("name", "vit_tiny_patch16_224"), **{**shape, **options}), POOLINGS[pooling](32)).eval()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("pooling, options", [("cls", {"reg_tokens": 1}), ("simpool", {"class_token": False})], ids=["cls", "simpool"])
 def test_torch_export(pooling, options, tmp_path):
     encoder = build(pooling, **options)
     (line,) = onnx.write(encoder, tmp_path, "pt2")
     assert "encoder.pt2" in line and "attention" in line
     run = torch.export.load(tmp_path / "encoder.pt2").module()
-    x = torch.randn(5, 3, 32, 32)
+    x = torch.randn(5, 3, 40, 24)
     wanted, got = encoder(x), run(x)
     for one, other in zip((wanted.pooled, wanted.patches, wanted.attention), got, strict=True):
         assert (one - other).abs().max() < 1e-5
 
 
 @needs_onnx
+@pytest.mark.slow
 def test_onnx_with_attention_and_any_batch(tmp_path):
     import onnx as library
 
@@ -40,11 +42,11 @@ def test_onnx_with_attention_and_any_batch(tmp_path):
     library.checker.check_model(model)
     assert {each.domain: each.version for each in model.opset_import}[""] == onnx.OPSET
     assert [each.name for each in model.graph.output] == ["pooled", "patches", "attention"]
-    batch = model.graph.input[0].type.tensor_type.shape.dim[0]
-    assert batch.dim_param and not batch.dim_value
+    batch, channels, height, width = model.graph.input[0].type.tensor_type.shape.dim
+    assert channels.dim_value == 3 and all(each.dim_param and not each.dim_value for each in (batch, height, width))
     run = onnx.opened(tmp_path / "onnx" / "model_attention.onnx")
-    for count in (1, 4):
-        x = torch.randn(count, 3, 32, 32)
+    for count, size in ((1, (32, 32)), (4, (24, 56))):
+        x = torch.randn(count, 3, *size)
         wanted, got = encoder(x), run(x)
         assert (wanted.pooled - got[0]).abs().max() < 1e-5 and (wanted.attention - got[2]).abs().max() < 1e-6
 
@@ -59,8 +61,17 @@ def test_programs_lie_in_the_exported_folder(tmp_path):
     assert len(onnx.opened(tmp_path / "out" / "onnx" / "model.onnx")(torch.randn(2, 3, 32, 32))) == 2
 
 
+def test_a_rotary_model_keeps_its_size(tmp_path):
+    encoder = build(name="vit_small_patch16_dinov3")
+    program = onnx.exported(encoder, attention=False)
+    assert not onnx.any_size(program)
+    x = torch.randn(2, 3, 32, 32)
+    assert (program.module()(x)[0] - encoder(x).pooled).abs().max() < 1e-5
+    encoder(torch.randn(1, 3, 48, 48))  # tracing left nothing behind
+
+
 def test_a_program_that_differs_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr(onnx, "compare", lambda encoder, run, library, attention: check.Difference(library, 1e-3, None))
+    monkeypatch.setattr(onnx, "compare", lambda encoder, run, library, attention, sizes: check.Difference(library, 1e-3, None))
     with pytest.raises(UserError, match="differs in torch.export"):
         onnx.write(build(), tmp_path, "pt2")
 

@@ -28,6 +28,7 @@ from maskwise.engine.trainer import Trainer
 from maskwise.evaluation import EVALUATIONS
 from maskwise.evaluation.report import Report
 from maskwise.export import layouts
+from maskwise.export.start import Start
 from maskwise.functional import draws, schedules
 from maskwise.functional.errors import UserError
 from maskwise.methods import METHODS
@@ -59,10 +60,11 @@ def dataset(recipe: Recipe, role: str = "train"):
     return maker(**options)
 
 
-def encoder(recipe: Recipe) -> Encoder:
-    """The encoder as training starts with it: weights are a function of the recipe's seed."""
+def encoder(recipe: Recipe, start: Start | None = None) -> Encoder:
+    """The encoder before training: weights are a function of the recipe's seed, input statistics and table size those of `start`."""
     options = recipe.backbone.keywords()
-    size = options.pop("image_size", None) or recipe.crops.global_size
+    asked = options.pop("image_size", None)
+    size = start.image_size(asked) if start else asked or recipe.crops.global_size
     pool = row(POOLINGS, "pooling", recipe.pooling.name)
     if options.get("class_token") is None and "cls_attention" not in pool.needs:
         options["class_token"] = False  # nobody would read it (pooling.md 1.6)
@@ -71,12 +73,28 @@ def encoder(recipe: Recipe) -> Encoder:
         pooling = pool(backbone.dim, **recipe.pooling.keywords())
         built = Encoder(backbone, pooling, norm=recipe.pooling.norm)
     built.crop_pct = recipe.evaluate.crop_pct
-    return built
+    return start.dress(built) if start else built
 
 
-def method(recipe: Recipe, world: World):
-    """Student, teacher, head and masking as the recipe's method."""
-    student = encoder(recipe)
+def start_of(recipe: Recipe, folder: Path | None = None, begun: dict | None = None) -> Start | None:
+    """The model that a recipe continues from, None where it begins from nothing; a run under way needs its file no longer.
+
+    Raises UserError when it cannot be read, or is not the one that the run in `folder` began with.
+    """
+    if recipe.method.start_from is None:
+        return None
+    known = (begun or {}).get("start")
+    if known and folder and (folder / "checkpoints" / "last").is_file():
+        return Start.remembered(known)
+    start = Start.open(recipe.method.start_from, backbone=recipe.backbone.name, gamma=recipe.pooling.keywords().get("gamma", 1.25))
+    if known and known["sha256"] != start.digest:
+        raise UserError(f"method.start_from {start.name} has changed since {folder} began: give another --out, or bring the old one back")
+    return start
+
+
+def method(recipe: Recipe, world: World, start: Start | None = None):
+    """Student, teacher, head and masking as the recipe's method, with the weights of `start` where there is one."""
+    student = encoder(recipe, start)
     with draws.seeded(recipe.seed + 1):
         head = ProjectionHead(student.dim, **recipe.head.keywords())
     teacher, options = recipe.teacher, recipe.method.keywords()
@@ -87,20 +105,25 @@ def method(recipe: Recipe, world: World):
     )  # fmt: skip
     if recipe.method.name == "ibot":
         options.update(patch_temp=teacher.patch_temp, warmup_patch_temp=teacher.warmup_patch_temp)
-    return row(METHODS, "method", recipe.method.name)(student, head, **options)
+    built = row(METHODS, "method", recipe.method.name)(student, head, **options)
+    if start and start.source:
+        start.fill(built, recipe.method.start_head)
+    return built
 
 
-def trainer(recipe: Recipe, world: World | None = None, *, images: int | None = None, precision: str | None = None) -> Trainer:
+def trainer(recipe: Recipe, world: World | None = None, *, images: int | None = None, precision: str | None = None, start: Start | None = None) -> Trainer:
     """Everything that one step needs; `.step(global_crops, local_crops)` does one.
 
-    `images` is the length of the training set, which gives the steps of an epoch (default: the recipe's dataset is opened).
+    `images` is the length of the training set, which gives the steps of an epoch (default: the recipe's dataset is opened);
+    `start` the model to continue from (default: the recipe's method.start_from is opened).
     """
+    start = start or start_of(recipe)
     world = world or World.start()
     images = len(dataset(recipe)) if images is None else images
     steps_per_epoch = max(1, loader.steps_per_epoch(images, recipe.train.batch_size))
     total = recipe.train.steps or recipe.train.epochs * steps_per_epoch
     optimizer = recipe.optimizer
-    model = method(recipe, world).to(world.device)
+    model = method(recipe, world, start).to(world.device)
     groups = parameter_groups(model)
     check_groups(model, groups)
     return Trainer(
@@ -119,6 +142,8 @@ def trainer(recipe: Recipe, world: World | None = None, *, images: int | None = 
         clip_mode=optimizer.clip_mode,
         freeze_last_layer=optimizer.freeze_last_layer,
         precision=precision or resolved_precision(recipe, world.device),
+        still=start.still([name for name, _ in model.named_parameters()]) if start else (),
+        still_steps=round(start.warmup_epochs(recipe.method.head_warmup_epochs, total / steps_per_epoch) * steps_per_epoch) if start else 0,
     )  # fmt: skip
 
 
@@ -156,10 +181,11 @@ def train(recipe: Recipe, out, *, quiet: bool = False) -> dict:
     world = World.start()
     try:
         precision = begun.get("precision") or resolved_precision(recipe, world.device)
-        running = trainer(recipe, world, images=len(data), precision=precision)
+        start = start_of(recipe, folder, begun)
+        running = trainer(recipe, world, images=len(data), precision=precision, start=start)
         prepare_folder(folder)
         if world.is_main and not begun:
-            write_run(folder, recipe, world, precision, len(data))
+            write_run(folder, recipe, world, precision, len(data), start)
         world.barrier()
         journal = Journal(folder, running.total_steps, quiet, main=world.is_main)
         teacher = running.method.teacher.encoder
@@ -173,6 +199,8 @@ def train(recipe: Recipe, out, *, quiet: bool = False) -> dict:
             journal.say(opening(recipe, running, data, begun, folder))
             if (missing := bands.left_out(len(teacher.mean))) and not begun:
                 journal.say(missing)
+            for text in begun_from(start, running):
+                journal.say(text)
         result = fit(
             running,
             lambda start: loader.batches(
@@ -190,6 +218,7 @@ def train(recipe: Recipe, out, *, quiet: bool = False) -> dict:
             evaluate_every={"knn": recipe.evaluate.knn_every * per_epoch, **{one.name: one.every * per_epoch for one in scheduled(recipe.evaluate.also)}},
             pictures=partial(masks_picture, teacher) if recipe.evaluate.pictures_every else None,
             pictures_every=recipe.evaluate.pictures_every * per_epoch,
+            evaluate_first=start is not None,
         )  # fmt: skip
         return {**result, "folder": str(folder)}
     finally:
@@ -203,6 +232,14 @@ def opening(recipe: Recipe, running: Trainer, data, begun: dict, folder: Path) -
         f"{verb} {folder}: {recipe.method.name}, masking {recipe.masking.name}, {recipe.backbone.name}, {len(data)} images, "
         f"{running.total_steps} steps of {recipe.train.batch_size}, {running.precision} on {running.world.size} x {running.world.device.type}"
     )
+
+
+def begun_from(start: Start | None, running: Trainer) -> list[str]:
+    """What a run that continues from a model says before its first step."""
+    if start is None or start.source is None:
+        return []
+    warmup = [f"head warm-up: the encoder stands still for {running.still_steps} of {running.total_steps} steps"] if running.still_steps else []
+    return [*start.told(), *warmup]
 
 
 def float_crops(teacher: Encoder, batch):
@@ -259,7 +296,7 @@ def known_run(folder: Path, recipe: Recipe) -> dict:
     return {}
 
 
-def write_run(folder: Path, recipe: Recipe, world: World, precision: str, images: int) -> None:
+def write_run(folder: Path, recipe: Recipe, world: World, precision: str, images: int, start: Start | None = None) -> None:
     """recipe.yaml (resolved) and run.json: what this run is, and on what it was started."""
     about = {
         "precision": precision, "recipe_hash": recipe.hash(), "images": images, "ranks": world.size, "device": device_name(world.device),
@@ -267,6 +304,8 @@ def write_run(folder: Path, recipe: Recipe, world: World, precision: str, images
         "commit": commit(), "command": " ".join(["maskwise", *sys.argv[1:]]), "started": time.strftime("%Y-%m-%dT%H:%M:%S"),
         "versions": {"python": platform.python_version(), "torch": torch.__version__},
     }  # fmt: skip
+    if start:
+        about["start"] = start.about()
     for name, text in (("run.json", json.dumps(about, indent=2)), ("recipe.yaml", recipe.resolved_yaml())):
         aside = folder / f".{name}"
         aside.write_text(text)

@@ -97,9 +97,16 @@ class Head(Section):
 
 @dataclass(frozen=True)
 class MethodSection(Section):
-    """A row of METHODS and its arguments; temperatures of the teacher are in section teacher."""
+    """A row of METHODS and its arguments; temperatures of the teacher are in section teacher.
+
+    start_from: the model to continue from (a folder, a file, a timm name, hub:OWNER/NAME); start_head fresh leaves its head
+    behind; head_warmup_epochs: how long the encoder stands still (null: not at all, one epoch where the head is fresh).
+    """
 
     name: str = "ibot"
+    start_from: Optional[str] = None
+    start_head: Literal["auto", "fresh"] = "auto"
+    head_warmup_epochs: Optional[float] = None
     arguments: Mapping[str, Any] = field(default_factory=dict)
 
 

@@ -52,7 +52,7 @@ DEFAULTS = {"backbone.drop_path": 0.1}
 BOUNDS = {
     "at least 0": (
         lambda v: v >= 0,
-        """seed crops.local_number crops.jitter crops.blur_sigma method.lambda1 method.lambda2 method.pixel_weight method.start_epoch teacher.warmup_temp_epochs
+        """seed crops.local_number crops.jitter crops.blur_sigma method.lambda1 method.lambda2 method.pixel_weight method.start_epoch method.head_warmup_epochs teacher.warmup_temp_epochs
         optimizer.min_lr optimizer.warmup_epochs optimizer.weight_decay optimizer.weight_decay_end optimizer.clip optimizer.freeze_last_layer
         evaluate.knn_every evaluate.pictures_every speed.workers""",
     ),
@@ -267,6 +267,7 @@ def contradictions(values: dict[str, object]) -> list[tuple[str, str]]:
         if get("method.start_epoch", 0) >= epochs:
             text = f"masking would start at epoch {get('method.start_epoch')} of a run of {epochs}; start it earlier"
             found.append(("method.start_epoch train.epochs", text))
+    found += start_contradictions(values)
     peak = get("optimizer.lr") * get("train.batch_size") / 256
     if get("optimizer.min_lr") > peak:
         text = f"{get('optimizer.min_lr'):g} is above the peak learning rate {peak:g} (optimizer.lr x train.batch_size / 256); lower it"
@@ -283,6 +284,21 @@ def contradictions(values: dict[str, object]) -> list[tuple[str, str]]:
     elif mean is not None and len(mean) != 3 and get("data.name") == "shapes":
         found.append(("data.mean data.name", "`shapes` are pictures of three channels; give three numbers, or leave it out"))
     return found + patch_contradictions(values) + masking_contradictions(values)
+
+
+def start_contradictions(values) -> list[tuple[str, str]]:
+    """Keys that only a start model gives a meaning to, and what it cannot stand beside."""
+    if values.get("method.start_from") is None:
+        keys = {"method.head_warmup_epochs": None, "method.start_head": "auto"}
+        return [(f"{key} method.start_from", "nothing to continue from; give method.start_from, or leave this out") for key, usual in keys.items() if values.get(key) != usual]
+    found = []
+    warmup = values.get("method.head_warmup_epochs") or 0
+    if values.get("train.steps") is None and warmup >= values["train.epochs"]:
+        text = f"the head warm-up ({warmup:g} epochs) leaves nothing of the run (train.epochs is {values['train.epochs']}); shorten it or lengthen the run"
+        found.append(("method.head_warmup_epochs train.epochs", text))
+    if values.get("backbone.weights") is not None:
+        found.append(("backbone.weights method.start_from", "method.start_from brings the weights; leave backbone.weights out"))
+    return found
 
 
 def patch_contradictions(values) -> list[tuple[str, str]]:

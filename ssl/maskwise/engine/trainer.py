@@ -1,6 +1,6 @@
 """`Trainer`: one training step, and the state that a checkpoint must hold."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -18,13 +18,13 @@ class Trainer:
     `loss`, and has `update_teacher(momentum, ok)`. `lr`, `weight_decay` and `momentum` map the step index to a number
     (attmask.md 1.6); weight decay is set in the groups whose `weight_decay_on` is true. `clip` is the largest gradient
     norm per tensor or, with `clip_mode="global"`, of all together (None: off). While epoch < `freeze_last_layer` no
-    tensor named `last_layer` moves. `precision` is fp32 or bf16 (autocast).
+    tensor named `last_layer` moves, and in the first `still_steps` steps no parameter named in `still`. `precision` is fp32 or bf16 (autocast).
     """
 
     def __init__(self, method: nn.Module, *, optimizer: torch.optim.Optimizer, world: World, lr: Callable[[int], float],
                  weight_decay: Callable[[int], float], momentum: Callable[[int], float], steps_per_epoch: int,
                  total_steps: int, clip: float | None = 3.0, clip_mode: str = "tensor", freeze_last_layer: int = 1,
-                 precision: str = "fp32"):
+                 precision: str = "fp32", still: Sequence[str] = (), still_steps: int = 0):
         self.method, self.optimizer, self.world = method.to(world.device).train(), optimizer, world
         self.lr, self.weight_decay, self.momentum = lr, weight_decay, momentum
         self.steps_per_epoch, self.total_steps = steps_per_epoch, total_steps
@@ -35,6 +35,7 @@ class Trainer:
         self.skipped = torch.zeros((), dtype=torch.int64, device=world.device)
         self.skipped_in_a_row = torch.zeros_like(self.skipped)
         self.names = {parameter: name for name, parameter in method.named_parameters()}
+        self.still, self.still_steps = [parameter for parameter, name in self.names.items() if name in set(still)], still_steps
         self.parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
         strangers = [parameter for parameter in self.parameters if parameter not in self.names]
         if strangers:
@@ -68,6 +69,9 @@ class Trainer:
         self.optimizer.zero_grad(set_to_none=True)
         seen["loss"].backward()
 
+        if step < self.still_steps:  # every gradient was computed, so that ranks never wait for one
+            for parameter in self.still:
+                parameter.grad = None
         norms = self._clip()
         ok = self._finite(seen["loss"], norms)
         if epoch < self.freeze_last_layer:

@@ -62,6 +62,8 @@ def read(path, *, layout: str | None = None, **overrides) -> Source:
     if layout == "timm":
         return timm_files.read(path, overrides)
     content = pickles.read(path)
+    if layout is None and timm_files.spoken(content):
+        return timm_files.read(path, overrides)
     for module in (dinov3, dinov2):
         if layout == module.LAYOUT or layout is None and module.recognised(content):
             return module.read(content, path, overrides)

@@ -26,6 +26,14 @@ def read(path: Path, overrides: dict) -> Source:
     return source_of(overrides["name"], path, str(path), {key: overrides[key] for key in OWN if key in overrides})
 
 
+def spoken(content: dict) -> bool:
+    """Whether a file's keys are those that timm alone gives its transformers."""
+    names = strip_prefixes(next((content[key] for key in ("state_dict", "model") if isinstance(content.get(key), dict)), content))
+    if {"mask_token", "storage_tokens", "register_tokens"} & names.keys():
+        return False
+    return "reg_token" in names or any(key.startswith(("norm_pre.", "fc_norm.", "blocks.0.ls1.", "blocks.0.attn.q_norm", "blocks.0.attn.q_bias")) for key in names)
+
+
 def recognised(folder: Path) -> bool:
     """Whether a folder is one that timm wrote."""
     return _config(folder) is not None and _weights(folder) is not None

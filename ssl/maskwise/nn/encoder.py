@@ -62,7 +62,7 @@ class Encoder(nn.Module):
         if norm not in ("after", "before"):
             raise UserError(f"pooling.norm={norm!r} is unknown: choose after or before")
         if "cls_attention" in pooling.needs and not backbone.has_class_token:
-            raise UserError(f"pooling {_row(pooling)} needs a class token and {backbone.name} has none: set backbone.class_token=true, or choose pooling simpool")
+            raise UserError(f"pooling {pooling_row(pooling)} needs a class token and {backbone.name} has none: set backbone.class_token=true, or choose pooling simpool")
         if getattr(pooling, "dim", backbone.dim) != backbone.dim:
             raise UserError(f"the pooling is {pooling.dim} wide and {backbone.name} {backbone.dim}: give the pooling the backbone's dim")
         self.backbone = backbone
@@ -113,7 +113,7 @@ class Encoder(nn.Module):
 
         Raises UserError for a pooling outside the table or a timm argument that JSON cannot hold.
         """
-        pooling = {"name": _row(self.pooling), "dim": self.dim}
+        pooling = {"name": pooling_row(self.pooling), "dim": self.dim}
         if pooling["name"] == "simpool":
             kept = ("gamma", "num_heads", "min_scope")
             pooling.update({key: getattr(self.pooling, key) for key in kept}, beta=self.pooling.beta is not None)
@@ -144,7 +144,8 @@ def encoder_from_spec(spec: dict) -> Encoder:
     return encoder
 
 
-def _row(pooling: nn.Module) -> str:
+def pooling_row(pooling: nn.Module) -> str:
+    """The name of a pooling in POOLINGS, or `module:Name` for one from elsewhere."""
     for name, cls in POOLINGS.items():
         if type(pooling) is cls:
             return name

@@ -1,0 +1,267 @@
+"""Continuing from a model: what is taken up, what is refused and why, the head's warm-up, exact resume, two ranks."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+
+import pytest
+import torch
+from export.published import head, network, prefixed, simpool, training_file, vit
+from safetensors.torch import load_file
+
+import maskwise
+from maskwise import build
+from maskwise.engine.journal import read_metrics
+from maskwise.engine.trainer import Trainer
+from maskwise.export import layouts, start
+from maskwise.export.convert import convert
+from maskwise.functional.errors import UserError
+
+IBOT = (
+    "backbone.embed_dim=64", "backbone.num_heads=1", "head.prototypes=12", "head.hidden=16", "head.bottleneck=8", "data.count=16", "train.batch_size=4",
+    "teacher.warmup_temp_epochs=0", "evaluate.knn_every=0", "evaluate.pictures_every=0", "train.save_every=2",
+)  # fmt: skip
+TIMING = {"img_s", "data_wait", "seconds"}
+
+
+def recipe(path, *overrides):
+    return maskwise.read_recipe("configs/debug/tiny.yaml", *IBOT, f"method.start_from={path}", *overrides)
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    """Training files of iBOT and of DINO (one network, no head), small, with other weights in student and teacher."""
+    folder = tmp_path_factory.mktemp("start")
+    torch.save(training_file("ibot"), folder / "ibot.pth")
+    torch.manual_seed(1)
+    torch.save(vit(), folder / "backbone.pth")
+    return folder
+
+
+def test_student_teacher_heads_and_centers_are_taken_up(files):
+    content = training_file("ibot")
+    model = build.trainer(recipe(files / "ibot.pth"), images=16).method
+    for role, front in (("student", "module."), ("teacher", "")):
+        network = getattr(model, role)
+        assert torch.equal(network.encoder.backbone.pos_embed, content[role][f"{front}backbone.pos_embed"])
+        assert torch.equal(network.head.last_layer.weight_v, content[role][f"{front}head.last_layer.weight_v"])
+    assert torch.equal(model.student.encoder.backbone.mask_token, content["student"]["module.backbone.masked_embed"])
+    assert torch.equal(model.center, content["ibot_loss"]["center"][0]) and torch.equal(model.patch_center, content["ibot_loss"]["center2"][0, 0])
+    assert not any(parameter.requires_grad for parameter in model.teacher.parameters())
+    x = torch.randn(2, 3, 32, 32)
+    with torch.no_grad():
+        assert torch.equal(model.eval().teacher.encoder(x).pooled, layouts.load(files / "ibot.pth")(x).pooled)
+
+
+def test_one_copy_makes_both(files):
+    trainer = build.trainer(recipe(files / "backbone.pth"), images=16)
+    student, teacher = trainer.method.student, trainer.method.teacher
+    own = torch.load(files / "backbone.pth")
+    assert torch.equal(student.encoder.backbone.pos_embed, own["pos_embed"]) and torch.equal(teacher.encoder.backbone.pos_embed, own["pos_embed"])
+    for one, two in zip(student.head.parameters(), teacher.head.parameters()):
+        assert torch.equal(one, two)
+    assert trainer.still_steps == round(0.2 * 2 * 4), "a fresh head warms up for a fifth of a short run"
+    assert build.trainer(recipe(files / "ibot.pth"), images=16).still_steps == 0, "a kept head needs no warm-up"
+
+
+def test_teacher_alone_serves_the_student(files, tmp_path):
+    content = training_file("ibot")
+    torch.save({"teacher": content["teacher"]}, tmp_path / "teacher.pth")
+    model = build.trainer(recipe(tmp_path / "teacher.pth"), images=16).method
+    assert torch.equal(model.student.head.last_layer.weight_v, content["teacher"]["head.last_layer.weight_v"])
+    assert torch.equal(model.student.encoder.backbone.mask_token, torch.zeros(1, 64)), "the token begins at zero, as everywhere"
+
+
+def test_only_the_head_moves_in_its_warmup_and_then_everything_does(files):
+    trainer = build.trainer(recipe(files / "backbone.pth", "method.head_warmup_epochs=1", "optimizer.freeze_last_layer=0"), images=16)
+    held = {id(parameter) for group in trainer.optimizer.param_groups for parameter in group["params"]}
+    assert all(id(parameter) in held for parameter in trainer.method.parameters() if parameter.requires_grad), "no group has lost a parameter"
+    assert trainer.still_steps == 4
+    trainer.lr = lambda step: 1e-3
+    g, l = torch.randn(8, 3, 32, 32), torch.randn(8, 3, 16, 16)
+    for step in range(5):
+        before = {name: parameter.detach().clone() for name, parameter in trainer.method.student.named_parameters()}
+        trainer.step(g, l)
+        moved = {name for name, parameter in trainer.method.student.named_parameters() if not torch.equal(parameter, before[name])}
+        if step < 4:
+            assert moved == {name for name in before if name.startswith("head.")}
+            encoders = (trainer.method.student.encoder, trainer.method.teacher.encoder)
+            assert torch.equal(encoders[0].backbone.blocks[0].attn.qkv.weight, encoders[1].backbone.blocks[0].attn.qkv.weight)
+        else:
+            assert {"encoder.norm.weight", "encoder.backbone.pos_embed", "encoder.backbone.blocks.1.mlp.fc2.weight"} <= moved
+
+
+def test_a_fresh_pooling_warms_up_with_the_head(files, tmp_path):
+    """From a class token to SimPool: the token and its position row stay behind, the pooling begins anew and moves from the first step."""
+    options = ("pooling=simpool", "method.head_warmup_epochs=1", "optimizer.freeze_last_layer=0")
+    trainer = build.trainer(recipe(files / "ibot.pth", *options), images=16)
+    backbone = trainer.method.student.encoder.backbone
+    assert backbone.cls_token is None and torch.equal(backbone.pos_embed, training_file("ibot")["student"]["module.backbone.pos_embed"][:, 1:])
+    trainer.lr = lambda step: 1e-3
+    before = {name: parameter.detach().clone() for name, parameter in trainer.method.student.named_parameters()}
+    trainer.step(torch.randn(8, 3, 32, 32), torch.randn(8, 3, 16, 16))
+    trainer.step(torch.randn(8, 3, 32, 32), torch.randn(8, 3, 16, 16))
+    moved = {name.partition(".")[0] + "." + name.split(".")[1] for name, value in trainer.method.student.named_parameters() if not torch.equal(value, before[name])}
+    assert "encoder.pooling" in moved and "encoder.backbone" not in moved and any(name.startswith("head.") for name in moved)
+
+
+def state(folder):
+    last = folder / "checkpoints" / (folder / "checkpoints" / "last").read_text().strip()
+    return {f"{part}/{key}": value for part in ("model", "optimizer") for key, value in load_file(last / f"{part}.safetensors").items()}
+
+
+def lines(folder):
+    return [{key: value for key, value in line.items() if key not in TIMING} for line in read_metrics(folder / "metrics.jsonl")]
+
+
+@pytest.mark.parametrize("at", [1, 4])
+def test_resume_is_exact_across_the_warmup_and_needs_the_file_no_longer(files, tmp_path, monkeypatch, at):
+    made = tmp_path / "start.pth"
+    made.write_bytes((files / "backbone.pth").read_bytes())
+    config = recipe(made, "method.head_warmup_epochs=0.75")
+    assert maskwise.train(config, out=tmp_path / "whole", quiet=True)["status"] == "complete"
+    step = Trainer.step
+
+    def interrupted(trainer, *arguments, **options):
+        if trainer.step_index == at:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return step(trainer, *arguments, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "step", interrupted)
+        assert maskwise.train(config, out=tmp_path / "run", quiet=True)["status"] == "preempted"
+    made.unlink()
+    torch.manual_seed(99)
+    assert maskwise.train(config, out=tmp_path / "run", quiet=True)["status"] == "complete"
+    one, two = state(tmp_path / "whole"), state(tmp_path / "run")
+    assert one.keys() == two.keys() and not [key for key in one if not torch.equal(one[key], two[key])]
+    assert lines(tmp_path / "whole") == lines(tmp_path / "run")
+
+
+def test_run_json_tells_what_was_taken(files, tmp_path, capfd):
+    import hashlib
+
+    maskwise.train(recipe(files / "ibot.pth", "train.epochs=1"), out=tmp_path / "run")
+    about = json.loads((tmp_path / "run" / "run.json").read_text())["start"]
+    assert about["sha256"] == hashlib.sha256((files / "ibot.pth").read_bytes()).hexdigest() and about["file"] == str(files / "ibot.pth")
+    assert about["head"] == "kept" and about["missing"] == [] and about["matched"]["student"] == 31 and about["matched"]["centers"] == 2
+    assert {"optimizer", "epoch", "args", "fp16_scaler"} == set(about["unused"]["the file's own"])
+    said = capfd.readouterr().err
+    assert "tensors matched" in said and "missing: none" in said and "projection head: kept" in said
+
+
+def test_the_first_report_is_the_start_models_own(files, tmp_path):
+    options = ("evaluate.knn_every=1", "evaluate.k=[3]", "train.epochs=1", "evaluate.limit_bank=null", "train.precision=fp32")
+    config = recipe(files / "ibot.pth", *options)
+    maskwise.train(config, out=tmp_path / "run", quiet=True)
+    first = next(line for line in read_metrics(tmp_path / "run" / "metrics.jsonl") if "report" in line)
+    encoder = layouts.load(files / "ibot.pth", crop_pct=config.evaluate.crop_pct)
+    own = maskwise.evaluate("knn", encoder, train=build.dataset(config), test=build.dataset(config, "test"), k=(3,))
+    assert first["step"] == 0 and first["numbers"] == own.numbers
+
+
+def test_statistics_and_position_table_are_the_start_models(tmp_path):
+    """A start model with other colours and a table larger than the crops: both stay, and the table is resampled as each crop needs."""
+    torch.manual_seed(0)
+    torch.save(vit(grid=6), tmp_path / "large.pth")
+    convert(tmp_path / "large.pth", tmp_path / "large", mean=[0.5, 0.5, 0.5], std=[0.5, 0.5, 0.5], position="size")
+    model = build.trainer(recipe(tmp_path / "large"), images=16).method
+    for role in (model.student, model.teacher):
+        assert role.encoder.mean == role.encoder.std == (0.5, 0.5, 0.5)
+        assert role.encoder.backbone.pos_embed.shape == (1, 37, 64) and role.encoder.backbone.position == "size"
+    with pytest.raises(UserError, match="position table of 48 x 48"):
+        build.trainer(recipe(tmp_path / "large", "backbone.image_size=32"), images=16)
+
+
+def refusals(files, tmp_path):
+    torch.manual_seed(0)
+    torch.save(network(vit(), head(prototypes=20), "module."), tmp_path / "other_head.pth")
+    torch.save(vit(cls=False) | prefixed(simpool(), "simpool."), tmp_path / "simpool.pth")
+    torch.save({"encoder": vit()}, tmp_path / "wrong_key.pth")
+    ibot = files / "ibot.pth"
+    yield (ibot, "backbone.embed_dim=48", "backbone.num_heads=3"), "embed_dim 64 there and 48 here"
+    yield (ibot, "backbone.depth=3"), "set backbone.depth=2"
+    yield (ibot, "backbone.patch_size=16"), "patch_size 8 there and 16 here"
+    yield (ibot, "head.prototypes=20"), "set head.prototypes=12 to keep it, or method.start_head=fresh"
+    yield (tmp_path / "other_head.pth",), "prototypes 20 there and 12 here"
+    yield (tmp_path / "simpool.pth",), "no class token"
+    yield (tmp_path / "wrong_key.pth",), "no teacher, student or state_dict"
+    yield (tmp_path / "nowhere.pth",), "does not exist"
+    yield ("vit_tiny_patch16_224.augreg_in21k",), "not in the local cache"
+    yield ("timm:vit_tiny_patch16_224.of_nobody",), "no pretrained weights"
+
+
+def test_what_cannot_fit_is_refused_with_the_reason(files, tmp_path, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", lambda *names: None)
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    for (path, *overrides), words in refusals(files, tmp_path):
+        with pytest.raises(UserError) as caught:
+            build.trainer(recipe(path, *overrides), images=16)
+        assert words in str(caught.value) and "\n" not in str(caught.value), str(caught.value)
+    fresh = build.trainer(recipe(tmp_path / "other_head.pth", "method.start_head=fresh"), images=16)
+    assert fresh.still_steps > 0
+
+
+def test_recipes_that_mean_nothing_are_refused(files):
+    tiny = ("configs/debug/tiny.yaml",)
+    for overrides, words in (
+        (("method.head_warmup_epochs=1",), "nothing to continue from"),
+        (("method.start_head=fresh",), "nothing to continue from"),
+        ((f"method.start_from={files / 'ibot.pth'}", "method.head_warmup_epochs=2"), "leaves nothing of the run"),
+        ((f"method.start_from={files / 'ibot.pth'}", "backbone.weights=x.pth"), "leave backbone.weights out"),
+    ):
+        with pytest.raises(UserError, match=words):
+            maskwise.read_recipe(*tiny, *overrides)
+
+
+def test_a_timm_name_comes_from_the_cache_and_a_hub_name_from_the_hub(tmp_path, monkeypatch):
+    import timm
+
+    torch.manual_seed(0)
+    model = timm.create_model("vit_tiny_patch16_224", num_classes=3)
+    cached = tmp_path / "model.safetensors"
+    from safetensors.torch import save_file
+
+    save_file(model.state_dict(), cached)
+    asked = []
+    monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", lambda repository, file: asked.append((repository, file)) or str(cached))
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda *a, **k: (_ for _ in ()).throw(OSError("no network\nat all")))
+    began = start.Start.open("timm:vit_tiny_patch16_224.augreg_in21k", backbone="")
+    assert asked == [("timm/vit_tiny_patch16_224.augreg_in21k", "model.safetensors")]
+    assert began.spec["mean"] == [0.5, 0.5, 0.5], "the statistics of the tag's training"
+    assert sorted(began.source.unused["classifier and tokens of pretraining"]) == ["head.bias", "head.weight"]
+    with pytest.raises(UserError, match=r"cannot get me/name from the Hub \(no network\)"):
+        start.Start.open("hub:me/name", backbone="")
+
+
+def test_a_changed_start_file_is_refused_before_the_first_checkpoint(files, tmp_path):
+    made = tmp_path / "start.pth"
+    made.write_bytes((files / "backbone.pth").read_bytes())
+    config = recipe(made)
+    known = {"start": {"sha256": "0" * 64}}
+    with pytest.raises(UserError, match="has changed since"):
+        build.start_of(config, tmp_path, known)
+
+
+def test_two_ranks_warm_up_as_one_process(files, tmp_path):
+    """The frozen encoder keeps no rank waiting, and both schedules give one and the same run."""
+    config = ["debug/tiny", *IBOT, f"method.start_from={files / 'backbone.pth'}", "method.head_warmup_epochs=1", "train.precision=fp32"]
+    maskwise.train(maskwise.read_recipe(*config), out=tmp_path / "one", quiet=True)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    shared = {"PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    command = [sys.executable, "-m", "maskwise", "train", config[0], "--out", str(tmp_path / "two"), *config[1:]]
+    children = [
+        subprocess.Popen(command, env={**os.environ, **shared, "RANK": str(rank), "LOCAL_RANK": str(rank)}, stderr=subprocess.PIPE, text=True) for rank in range(2)
+    ]
+    ends = [(child.communicate(timeout=300)[1], child.returncode) for child in children]
+    assert all(code == 0 for _, code in ends), ends
+    assert "head warm-up: the encoder stands still for 4 of 8 steps" in ends[0][0] and not ends[1][0]
+    one, two = state(tmp_path / "one"), state(tmp_path / "two")
+    for key in one:
+        if key.startswith("model/"):
+            assert torch.allclose(one[key], two[key], atol=1e-5), key

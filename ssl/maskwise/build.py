@@ -218,7 +218,7 @@ def train(recipe: Recipe, out, *, quiet: bool = False) -> dict:
             evaluate_every={"knn": recipe.evaluate.knn_every * per_epoch, **{one.name: one.every * per_epoch for one in scheduled(recipe.evaluate.also)}},
             pictures=partial(masks_picture, teacher) if recipe.evaluate.pictures_every else None,
             pictures_every=recipe.evaluate.pictures_every * per_epoch,
-            evaluate_first=start is not None,
+            evaluate_first=("knn",) if start else (),
         )  # fmt: skip
         return {**result, "folder": str(folder)}
     finally:

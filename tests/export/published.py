@@ -131,3 +131,20 @@ def features(tensors, x, heads=1, pool="cls", gamma=None, eps=1e-6):
     values = normed - normed.min() + 1e-6
     vector = (a[:, :, None] * values**gamma).sum(1) ** (1 / gamma) if gamma else (a[:, :, None] * normed).sum(1)
     return norm(vector + t.get("simpool.beta", 0.0), "norm"), a[:, None]
+
+
+def dinov2(registers=0, gated=False, grid=SIZE // PATCH, chunks=False, **shape):
+    """The tensors of a DINOv2 backbone under its names: layer scales, a mask token, registers, a gated MLP, chunked blocks."""
+    tensors = {key.replace("gamma_1", "ls1.gamma").replace("gamma_2", "ls2.gamma"): value for key, value in vit(scale=True, grid=grid, **shape).items()}
+    tensors["mask_token"] = randn(1, DIM)
+    if registers:
+        tensors["register_tokens"] = randn(1, registers, DIM)
+    if gated:
+        for key in [key for key in tensors if ".mlp." in key]:
+            del tensors[key]
+        for i in range(DEPTH):
+            for name, out, inside in (("w12", 2 * 40, DIM), ("w3", DIM, 40)):
+                tensors[f"blocks.{i}.mlp.{name}.weight"], tensors[f"blocks.{i}.mlp.{name}.bias"] = randn(out, inside), randn(out)
+    if chunks:
+        tensors = {key.replace("blocks.", "blocks.0.", 1) if key.startswith("blocks.") else key: value for key, value in tensors.items()}
+    return tensors

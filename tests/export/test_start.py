@@ -9,7 +9,7 @@ import sys
 
 import pytest
 import torch
-from export.published import head, network, prefixed, simpool, training_file, vit
+from export.published import dinov2, head, network, prefixed, simpool, training_file, vit
 from safetensors.torch import load_file
 
 import maskwise
@@ -233,7 +233,7 @@ def test_a_timm_name_comes_from_the_cache_and_a_hub_name_from_the_hub(tmp_path, 
     assert asked == [("timm/vit_tiny_patch16_224.augreg_in21k", "model.safetensors")]
     assert began.spec["mean"] == [0.5, 0.5, 0.5], "the statistics of the tag's training"
     assert sorted(began.source.unused["classifier and tokens of pretraining"]) == ["head.bias", "head.weight"]
-    with pytest.raises(UserError, match=r"cannot get me/name from the Hub \(no network\)"):
+    with pytest.raises(UserError, match=r"me/name is no path here, and the Hub does not give it .no network"):
         start.Start.open("hub:me/name", backbone="")
 
 
@@ -244,6 +244,23 @@ def test_a_changed_start_file_is_refused_before_the_first_checkpoint(files, tmp_
     known = {"start": {"sha256": "0" * 64}}
     with pytest.raises(UserError, match="has changed since"):
         build.start_of(config, tmp_path, known)
+
+
+@pytest.mark.parametrize("name", ["ibot_vits16", "dino_vits16", "fresh_head_vits16", "dinov2_vits14"])
+def test_the_recipes_continue_in_miniature(tmp_path, name):
+    """Each of configs/continue from a file of its kind, shrunk: what is kept, what is fresh, and one step."""
+    sizes = ("backbone.embed_dim=64", "backbone.depth=2", "backbone.num_heads=1", "backbone.patch_size=8", "head.hidden=16", "head.bottleneck=8")
+    crops = ("crops.global_size=32", "crops.local_size=16", "head.prototypes=12", "data=shapes", "data.count=16", "data.size=40", "train.batch_size=4")
+    if name == "dinov2_vits14":
+        torch.manual_seed(0)
+        content = dinov2()
+    else:
+        content = training_file("dino") if name == "dino_vits16" else training_file("ibot") if name == "ibot_vits16" else vit()
+    torch.save(content, tmp_path / "file.pth")
+    config = maskwise.read_recipe(f"continue/{name}", *sizes, *crops, f"method.start_from={tmp_path / 'file.pth'}", "evaluate.knn_every=0")
+    trainer = build.trainer(config, images=16, precision="fp32")
+    assert trainer.still_steps == (0 if name in ("ibot_vits16", "dino_vits16") else 8)
+    assert bool(trainer.step(torch.randn(8, 3, 32, 32), torch.randn(40, 3, 16, 16))["ok"])
 
 
 def test_two_ranks_warm_up_as_one_process(files, tmp_path):

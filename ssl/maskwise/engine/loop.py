@@ -20,12 +20,12 @@ HOPELESS = 100  # bad steps in a row after which a run stops
 
 def fit(trainer: Trainer, batches_from: Callable[[int], Iterator], augment: Callable, journal: Journal, checkpoints: Checkpoints,
         evaluations: dict[str, Callable], *, log_every: int, save_every: int, evaluate_every: int | dict[str, int] = 0,
-        pictures: Callable | None = None, pictures_every: int = 0, evaluate_first: bool = False) -> dict:
+        pictures: Callable | None = None, pictures_every: int = 0, evaluate_first: tuple[str, ...] = ()) -> dict:
     """Train to the end, from the last checkpoint if there is one; returns {"status", "step", "skipped"}.
 
     `batches_from(step)` yields this rank's batches from that step on; `augment(batch)` makes its float crops;
     `evaluations` map a name to a callable(method) -> Report, due every `evaluate_every` steps (one number for all, or one
-    for each name; 0: only at the end), at the end and, with `evaluate_first`, before the first step; `pictures(method, batch)`
+    for each name; 0: only at the end), at the end and, those named in `evaluate_first`, before the first step; `pictures(method, batch)`
     returns uint8 pictures by name. The status is "complete", or "preempted" after
     SIGTERM, SIGUSR1 or Ctrl-C on any rank: the step is finished and saved first. Raises UserError when a checkpoint is
     unusable or no step is finite any more, and whatever the batches raise.
@@ -38,8 +38,8 @@ def fit(trainer: Trainer, batches_from: Callable[[int], Iterator], augment: Call
 
     with Interrupts() as interrupts, contextlib.closing(journal):
         health, reported = reopen(trainer, journal, found)
-        first = evaluate_first and trainer.step_index == 0
-        put_off = {name: call for name, call in evaluations.items() if name not in reported and (first or due(trainer.step_index, every[name]))}
+        first = evaluate_first if trainer.step_index == 0 else ()
+        put_off = {name: call for name, call in evaluations.items() if name not in reported and (name in first or due(trainer.step_index, every[name]))}
         report(trainer, journal, put_off)  # by the interruption
         stream = batches_from(trainer.step_index)
         batches = ahead(stream, world.device)

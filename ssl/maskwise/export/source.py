@@ -85,6 +85,8 @@ class Source:
     @property
     def num_heads(self) -> int:
         """Attention heads, which no tensor tells."""
+        if "num_heads" in self.spec["backbone"]:
+            return self.spec["backbone"]["num_heads"]
         with torch.device("meta"):
             return Backbone(**self.spec["backbone"]).num_heads
 

@@ -15,7 +15,6 @@ from maskwise.nn.backbone import Backbone, mismatch
 from maskwise.nn.encoder import Encoder, pooling_row
 
 KEY = "method.start_from"
-HUB = ("hub:", "hf-hub:")
 HEADS_SHARE = 0.2  # of the run, the longest head warm-up that is chosen by itself
 
 
@@ -235,9 +234,10 @@ def located(name: str) -> tuple[Path, str | None]:
     path = Path(name).expanduser()
     if path.exists():
         return path, None
-    for prefix in HUB:
-        if name.startswith(prefix):
-            return hub_folder(name.removeprefix(prefix)), None
+    if name.startswith(("hub:", "hf-hub:")):
+        from maskwise.export import hub
+
+        return hub.fetch(*hub.named("hub:" + name.partition(":")[2])), None
     model = name.removeprefix("timm:")
     import timm
 
@@ -270,22 +270,6 @@ def timm_cached(model: str) -> Path:
             return found
     remedy = f"{KEY}=hub:{repository} fetches them" if repository else "give a file"
     raise UserError(f"{KEY}: timm's weights of {model} are not in the local cache and a timm name never goes to the network; {remedy}")
-
-
-def hub_folder(name: str) -> Path:
-    """A repository of the Hugging Face Hub (OWNER/NAME, or OWNER/NAME@REVISION) in the local cache, fetched when it is not there.
-
-    Weights and configuration alone. Raises UserError, in one line, when it can be neither found nor fetched.
-    """
-    import huggingface_hub
-
-    repository, _, revision = name.partition("@")
-    try:
-        folder = huggingface_hub.snapshot_download(repository, revision=revision or None, allow_patterns=["*.json", "*.safetensors"])
-    except Exception as error:  # a dozen unrelated types for "offline", "no such repository" and "not allowed"
-        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise UserError(f"{KEY}: cannot get {name} from the Hub ({first}); check the name and the network, or give a local file") from None
-    return Path(folder)
 
 
 def _given(held: dict, role: str) -> str:

@@ -11,8 +11,9 @@ from maskwise.export import heads as head_keys
 from maskwise.export import layouts, timm_files
 from maskwise.export.source import ONLY, Matching, Source
 from maskwise.functional.errors import UserError
-from maskwise.nn.backbone import Backbone, mismatch
+from maskwise.nn.backbone import Backbone
 from maskwise.nn.encoder import Encoder, pooling_row
+from maskwise.nn.weights import mismatch
 
 KEY = "method.start_from"
 HEADS_SHARE = 0.2  # of the run, the longest head warm-up that is chosen by itself

@@ -27,8 +27,9 @@ def build(world, pooling, dtype):
     head = ProjectionHead(24, 32, hidden=32, bottleneck=8, norm_last_layer=False)
     masking = MASKINGS["attmask_hint"](ratio=0.4, var=0.2, prob=0.5, seed=3)
     method = IBOT(encoder, head, masking, all_sum=world.all_sum, world_size=world.size, seed=3).to(dtype)
+    still = [name for name, _ in method.named_parameters() if name.startswith("student.encoder.")] if pooling == "cls" else []  # as a head warms up
     return Trainer(
-        method, optimizer=make_optimizer("adamw", parameter_groups(method)), world=world, lr=lambda step: 1e-3 * min(step, 3) / 3,
+        method, still=still, still_steps=3, optimizer=make_optimizer("adamw", parameter_groups(method)), world=world, lr=lambda step: 1e-3 * min(step, 3) / 3,
         weight_decay=lambda step: 0.04, momentum=lambda step: 0.9, steps_per_epoch=4, total_steps=STEPS,
     )
 

@@ -10,9 +10,16 @@ from maskwise.nn import timm_models
 import timm  # after maskwise.nn, which readies it
 
 PINNED = "1.0.31"
-SUPPORTED = {"VisionTransformer": 0, "Eva": 0}
-REFUSED = {}
-OTHER_FILES = 0
+SUPPORTED = {"VisionTransformer": 165, "Eva": 65}
+REFUSED = {
+    "its class is VisionTransformerDistilled": 4,
+    "its blocks are ParallelThingsBlock": 2,
+    "its blocks are ResPostBlock": 1,
+    "its blocks are ParallelScalingBlock": 4,
+    "its blocks are DiffParallelScalingBlock": 1,
+    "its attention is DiffAttention": 2,
+}
+OTHER_FILES = 1127  # models of other families: convolutional, hierarchical, BEiT, XCiT ...
 
 
 def asked():

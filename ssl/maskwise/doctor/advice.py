@@ -24,9 +24,10 @@ def momentum(recipe: Recipe, batch: int, steps: int) -> list[str]:
     m = recipe.teacher.momentum
     memory = 1 / (1 - m) if m < 1 else math.inf
     fitting = suggested_momentum(batch, steps)
+    remedy = f"give {fitting:g}, or train longer" if fitting < m else "train longer"
     if memory * HORIZON > steps:
         return [
-            f"teacher.momentum {m:g} remembers {memory:.0f} steps and the run has {steps}: give {fitting:g}, or train longer "
+            f"teacher.momentum {m:g} remembers {memory:.0f} steps and the run has {steps}: {remedy} "
             "(AttMask's rows on 20 % of ImageNet take .99 where the full set takes .996)"
         ]
     if batch < 128 and m < 0.9995 and steps >= 100_000:
@@ -74,8 +75,8 @@ def temperature(recipe: Recipe, epochs: float) -> list[str]:
 def data(recipe: Recipe, images: int, batch: int, per_epoch: int, steps: int) -> list[str]:
     """Batch, prototypes and the frozen last layer against the number of images."""
     lines = []
-    if per_epoch < 20:
-        lines.append(f"{per_epoch} steps an epoch: schedules in epochs move in leaps; a smaller train.batch_size (such as {max(8, images // 50)}) makes them smoother")
+    if per_epoch < 20 and images // 50 >= 8:
+        lines.append(f"{per_epoch} steps an epoch: schedules in epochs move in leaps; a smaller train.batch_size (such as {images // 50}) makes them smoother")
     if recipe.head.prototypes > images:
         lines.append(f"head.prototypes {recipe.head.prototypes} for {images} images: more kinds than images; {max(64, 2 ** int(math.log2(max(64, images // 8))))} is enough (published: 8192 for 1.28 million)")
     frozen = recipe.optimizer.freeze_last_layer * per_epoch

@@ -15,8 +15,10 @@ from maskwise.data.multicrop import MultiCrop
 from maskwise.distributed.world import World
 from maskwise.doctor.machine import GIB, Peak, free_memory
 from maskwise.functional.errors import UserError
-from maskwise.recipe import Recipe
+from maskwise.recipe import Recipe, check_run
 
+IMAGENET = 1_281_167  # images, where there are none to count
+STEPS = 3  # of each size; the first warms up
 MARGIN = 0.7  # of the free memory that the examination itself may take
 
 
@@ -64,7 +66,8 @@ def examine(recipe: Recipe, seconds: float = 10.0, world: World | None = None) -
         images = build.dataset(recipe)
     except UserError as error:
         reason = str(error)
-    count = len(images) if images is not None else 1_281_167
+    count = len(images) if images is not None else IMAGENET
+    check_run(recipe, count, 1)
     share = max(1, recipe.train.batch_size // world.size)
     peak = Peak(world.device)
     running = build.trainer(recipe, world, images=count)
@@ -82,17 +85,20 @@ def examine(recipe: Recipe, seconds: float = 10.0, world: World | None = None) -
         sizes[size] = (spent, loading, peak.bytes)
         if size == share:
             break
-        grown = min(2 * size, share)
-        slope = growth(sizes, 2) if len(sizes) > 1 else 0
+        # as far as the time left reaches, but one more size in any case: a line needs two points
         left = seconds - (time.perf_counter() - start)
-        if 3 * spent * grown / size > left or slope * (grown - size) > MARGIN * free_memory(world.device):
+        factor = left / (STEPS * (spent + (loading or 0)))
+        if factor < 2 and len(sizes) > 1:
+            break
+        grown = min(share, size * max(2, min(8, int(factor))))
+        if len(sizes) > 1 and growth(sizes, 2) * (grown - size) > MARGIN * free_memory(world.device):
             break
         size = grown
     tried = max(sizes)
     spent, loading, memory = sizes[tried]
     more = share - tried
     if more:
-        spent = spent + growth(sizes, 0) * more if len(sizes) > 1 else spent * share / tried
+        spent = spent + max(0.0, growth(sizes, 0)) * more if len(sizes) > 1 else spent * share / tried
         loading = None if loading is None else loading * share / tried
         memory = int(memory + max(0.0, growth(sizes, 2)) * more)
     return Finding(share, tried, spent, loading, memory, build.workers(recipe, world), count, reason, sizes)
@@ -113,12 +119,12 @@ def loaded(recipe: Recipe, images, size: int, limit: float, workers: int) -> tup
     """
     stream = loader.batches(
         images, MultiCrop(**recipe.crops.keywords(), seed=recipe.seed), batch_size=size, seed=recipe.seed, total_steps=10_000,
-        workers=workers, cache="none", corrupt_share=1.0,
+        workers=workers, cache="none", corrupt_share=1.0, decoder=recipe.data.decoder, jpeg_scaling=recipe.data.jpeg_scaling,
     )  # fmt: skip
     with contextlib.closing(stream):
         batch = next(stream)
         start, taken = time.perf_counter(), 0
-        while taken < 3 or time.perf_counter() - start < min(0.5, limit) and taken < 50:
+        while taken < 2 or time.perf_counter() - start < min(0.5, limit) and taken < 50:
             batch = next(stream)
             taken += 1
             if time.perf_counter() - start > limit:
@@ -137,7 +143,7 @@ def noise(recipe: Recipe, size: int, encoder) -> Batch:
 def stepped(running, encoder, batch: Batch, device: torch.device) -> float:
     """Seconds of a step as a run does it, colour included: the better of two after one that warms up."""
     times = []
-    for _ in range(3):
+    for _ in range(STEPS):
         finished(device)
         start = time.perf_counter()
         running.step(*build.float_crops(encoder, batch), sample_ids=batch.index)

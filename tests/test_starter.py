@@ -29,8 +29,8 @@ def found(tmp_path, text):
 
 
 @pytest.mark.parametrize("device", [CPU, GPU], ids=str)
-@pytest.mark.parametrize("side", [32, 80, 224, 900])
-@pytest.mark.parametrize("count", [2, 30, 1_000, 50_000, 1_281_167])
+@pytest.mark.parametrize("side", [32, 224])
+@pytest.mark.parametrize("count", [2, 1_000, 1_281_167])
 def test_every_choice_is_a_recipe_that_can_run(tmp_path, monkeypatch, device, side, count):
     monkeypatch.setattr(starter, "look_at", lambda path: Images(count, side, {"name": "folder", "path": "images"}, False))
     picked = starter.start("images", device)

@@ -34,13 +34,22 @@ MUTANTS = {
     "center updated before the loss": Mutant(
         "methods/ibot.py",
         {
-            "self.remember(step, wide(teacher_z), wide(teacher_patch_z))": "self.remember(step, wide(teacher_z), wide(teacher_patch_z)); "
-            "self.update_teacher(1.0)"
+            "self.remember(step, teacher_z, teacher_patch_z)": "self.remember(step, teacher_z, teacher_patch_z); self.update_teacher(1.0)"
         },
         METHODS,
     ),
     "same-view pair kept": Mutant(
         "functional/losses.py", {"(probs * (everyone - own)).sum()": "(probs * everyone).sum()"}, "tests/functional/test_losses.py"
+    ),
+    "tokens of one micro-batch": Mutant("methods/ibot.py", {"self.world_size * lesson.parts * term": "self.world_size * term"}, "tests/engine/test_accumulate.py"),
+    "gradients of micro-batches added": Mutant(
+        "engine/trainer.py", {'(seen["loss"] / len(parts)).backward()': 'seen["loss"].backward()'}, "tests/engine/test_accumulate.py"
+    ),
+    "same-view pair kept in pieces": Mutant(
+        "functional/prototypes.py", {"slope[:teachers].mul_(teachers - 1).add_(aims)": "slope[:teachers].mul_(teachers)"}, METHODS
+    ),
+    "pieces forget the weight's gradient": Mutant("functional/prototypes.py", {"slope_weight.addmm_(": "slope_weight = torch.zeros_like(slope_weight).addmm_("},
+        "tests/functional/test_prototypes.py",
     ),
     "unmasked images left out of the mean": Mutant(
         "functional/losses.py",
@@ -48,18 +57,18 @@ MUTANTS = {
         "tests/functional/test_losses.py",
     ),
     "patch center over hidden patches only": Mutant(
-        "methods/ibot.py", {"wide(teacher_patch_z))": "wide(teacher_patch_z.index_select(0, rows)))"}, METHODS
+        "methods/ibot.py", {"teacher_z, teacher_patch_z)": "teacher_z, teacher_patch_z.index_select(0, rows))"}, METHODS
     ),
     "patch center of the first view only": Mutant(
-        "methods/ibot.py", {"wide(teacher_patch_z))": "wide(teacher_patch_z[: len(teacher_patch_z) // 2]))"}, METHODS
+        "methods/ibot.py", {"teacher_z, teacher_patch_z)": "teacher_z, teacher_patch_z[: len(teacher_patch_z) // 2])"}, METHODS
     ),
     "centers of one rank": Mutant(
         "methods/student_teacher.py", {"means = self.all_sum(torch.cat([z.mean(dim=0) for z in kinds])) / self.world_size":
                                        "means = torch.cat([z.mean(dim=0) for z in kinds])"}, METHODS
     ),
     "tokens of one rank": Mutant("methods/ibot.py", {"total = self.all_sum(": "total = ("}, METHODS),
-    "image temperature for patches": Mutant("methods/ibot.py", {"self.patch_temperature(epoch))": "self.cls_temperature(epoch))"}, METHODS),
-    "patch center for images": Mutant("methods/ibot.py", {"wide(teacher_logits), self.center": "wide(teacher_logits), self.patch_center"}, METHODS),
+    "image temperature for patches": Mutant("methods/ibot.py", {"lesson.patch_z.to(dtype), self.patch_temperature(epoch)": "lesson.patch_z.to(dtype), self.cls_temperature(epoch)"}, METHODS),
+    "patch center for images": Mutant("methods/student_teacher.py", {"head_weight.T)), self.center, temp)": "head_weight.T)), self.patch_center, temp)"}, METHODS),
     "patch head on locals": Mutant(
         "methods/student_teacher.py",
         {"        return features, torch.cat(": "        features.patches = features.patches + local.patches.mean()\n        return features, torch.cat("},
@@ -78,7 +87,7 @@ MUTANTS = {
     ),
     "average the wrong way round": Mutant("functional/average.py", {"new, 1.0 - momentum)": "new, momentum)"}, OPTIM),
     "bad step moves the teacher": Mutant(
-        "functional/average.py", {"(1.0 - momentum) * ok.to(kept[0].device, torch.float64)": "torch.full((), 1.0 - momentum, dtype=torch.float64)"}, METHODS
+        "functional/average.py", {"if ok is None or ok:": "if True:"}, METHODS
     ),
     "bad step moves the centers": Mutant(
         "methods/student_teacher.py", {"moved if ok is None else torch.where(ok, moved, center)": "moved"}, METHODS
@@ -105,7 +114,7 @@ MUTANTS = {
         },
         NN,
     ),
-    "CLS key kept": Mutant("nn/backbone.py", {"block.attn.scale)[..., self.num_prefix :]": "block.attn.scale)[..., : -self.num_prefix]"}, NN),
+    "CLS key kept": Mutant("nn/backbone.py", {"row[..., self.num_prefix :]": "row[..., : -self.num_prefix]"}, NN),
     "heads renormalised": Mutant(
         "methods/masking.py", {"mean_heads(attention.detach())": "mean_heads(attention.detach() / attention.detach().sum(-1, keepdim=True))"}, MASKING
     ),

@@ -13,7 +13,7 @@ POOLINGS = ("cls", "simpool")
 TOLERANCES = {"float64": (1e-9, 0.0), "float32": (0.0, 2e-6)}  # absolute, relative to the largest entry
 
 
-def build(world, pooling, dtype):
+def build(world, pooling, dtype, accumulate=1):
     from maskwise.engine.optim import make_optimizer, parameter_groups
     from maskwise.engine.trainer import Trainer
     from maskwise.methods.ibot import IBOT
@@ -31,6 +31,7 @@ def build(world, pooling, dtype):
     return Trainer(
         method, still=still, still_steps=3, optimizer=make_optimizer("adamw", parameter_groups(method)), world=world, lr=lambda step: 1e-3 * min(step, 3) / 3,
         weight_decay=lambda step: 0.04, momentum=lambda step: 0.9, steps_per_epoch=4, total_steps=STEPS,
+        accumulate=accumulate,
     )
 
 
@@ -45,11 +46,11 @@ def whole(rows, views, world):
     return world.gather(rows.unflatten(0, (views, -1)).transpose(0, 1).contiguous()).transpose(0, 1).flatten(0, 1)
 
 
-def record(world, pooling, dtype):
+def record(world, pooling, dtype, accumulate=1):
     """Ten steps: masks and drop-path draws of every step, losses and centers."""
     from maskwise.functional import draws
 
-    trainer = build(world, pooling, dtype)
+    trainer = build(world, pooling, dtype, accumulate)
     method, seen = trainer.method, {"masks": [], "kept": [], "loss": [], "center": [], "patch_center": []}
     hide, study, uniform = method.hide, method.study, draws.uniform
 
@@ -83,7 +84,9 @@ def record(world, pooling, dtype):
 
 def record_all(world):
     """The recordings of all cases."""
-    return {(pooling, dtype): record(world, pooling, getattr(torch, dtype)) for pooling in POOLINGS for dtype in TOLERANCES}
+    cases = {(pooling, dtype): record(world, pooling, getattr(torch, dtype)) for pooling in POOLINGS for dtype in TOLERANCES}
+    micro = record(world, "cls", torch.float64, accumulate=2 if world.size == 2 else 1)
+    return {**cases, "micro-batches": {key: micro[key] for key in ("loss", "center", "patch_center")}}
 
 
 @pytest.fixture(scope="module")
@@ -124,6 +127,12 @@ def test_two_ranks_are_one_process(recordings, pooling, dtype):
             allowed = absolute + relative * one[key].abs().amax(-1, keepdim=True)
             off = (one[key] - rank[key]).abs()
             assert (off <= allowed).all(), f"{key} off by {off.max():.3g}"
+
+
+def test_two_ranks_with_micro_batches_are_one_process_without(recordings):
+    one, *two = (recording["micro-batches"] for recording in recordings)
+    for rank in two:
+        torch.testing.assert_close(rank, one, rtol=0, atol=1e-9)
 
 
 def speak():

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import json
 import os
 import platform
+import shutil
 import subprocess
 import sys
 import time
@@ -23,6 +25,7 @@ from maskwise.distributed.world import World
 from maskwise.engine.checkpoint import Checkpoints
 from maskwise.engine.journal import Journal, prepare_folder
 from maskwise.engine.loop import fit
+from maskwise.engine.memory import keep_freed_memory
 from maskwise.engine.optim import check_groups, make_optimizer, parameter_groups
 from maskwise.engine.trainer import Trainer
 from maskwise.evaluation import EVALUATIONS
@@ -95,6 +98,7 @@ def start_of(recipe: Recipe, folder: Path | None = None, begun: dict | None = No
 def method(recipe: Recipe, world: World, start: Start | None = None):
     """Student, teacher, head and masking as the recipe's method, with the weights of `start` where there is one."""
     student = encoder(recipe, start)
+    hasten(student.backbone, recipe, world.device)
     with draws.seeded(recipe.seed + 1):
         head = ProjectionHead(student.dim, **recipe.head.keywords())
     teacher, options = recipe.teacher, recipe.method.keywords()
@@ -111,6 +115,34 @@ def method(recipe: Recipe, world: World, start: Start | None = None):
     return built
 
 
+def hasten(backbone, recipe: Recipe, device: torch.device) -> None:
+    """Tell a backbone how to compute, as section speed has it; a family that cannot is left alone where nothing was asked."""
+    speed = recipe.speed
+    if speed.compile and not can_compile(device):
+        needed = "a C++ compiler (g++, or what CXX names)" if device.type == "cpu" else "triton"
+        raise UserError(f"speed.compile=true needs {needed}, which this machine lacks: install it, or give speed.compile=false")
+    lean = "elementwise" if device.type == "cpu" and not speed.compile else "none"  # a compiler decides that for itself
+    chosen = lean if speed.checkpointing == "auto" else speed.checkpointing
+    if hasattr(backbone, "checkpointing"):
+        backbone.checkpointing, backbone.compiled = chosen, speed.compile
+    elif speed.compile or speed.checkpointing not in ("auto", "none"):
+        raise UserError(f"{recipe.backbone.name} knows neither speed.compile nor speed.checkpointing; leave them at false and auto")
+
+
+def can_compile(device: torch.device) -> bool:
+    """Whether what torch.compile hands its code to is here."""
+    if device.type == "cpu":
+        return shutil.which(os.environ.get("CXX", "g++")) is not None
+    return importlib.util.find_spec("triton") is not None
+
+
+def rounded_rows(recipe: Recipe, world: World, precision: str, patches: int) -> int:
+    """The multiple to which patch rows are padded, so that their number takes few values where every new one costs: 16 of them at most."""
+    if world.device.type == "cpu" and precision == "fp32" and not recipe.speed.compile:
+        return 1
+    return max(1, 2 * recipe.train.batch_size // world.size // recipe.train.accumulate * patches // 16)
+
+
 def trainer(recipe: Recipe, world: World | None = None, *, images: int | None = None, precision: str | None = None, start: Start | None = None) -> Trainer:
     """Everything that one step needs; `.step(global_crops, local_crops)` does one.
 
@@ -124,6 +156,10 @@ def trainer(recipe: Recipe, world: World | None = None, *, images: int | None = 
     total = recipe.train.steps or recipe.train.epochs * steps_per_epoch
     optimizer = recipe.optimizer
     model = method(recipe, world, start).to(world.device)
+    precision = precision or resolved_precision(recipe, world.device)
+    if getattr(model, "pad_rows", None) == 1:
+        grid = model.student.encoder.backbone.grid_for((recipe.crops.global_size,) * 2)
+        model.pad_rows = rounded_rows(recipe, world, precision, grid[0] * grid[1])
     groups = parameter_groups(model)
     check_groups(model, groups)
     return Trainer(
@@ -141,7 +177,8 @@ def trainer(recipe: Recipe, world: World | None = None, *, images: int | None = 
         clip=optimizer.clip,
         clip_mode=optimizer.clip_mode,
         freeze_last_layer=optimizer.freeze_last_layer,
-        precision=precision or resolved_precision(recipe, world.device),
+        precision=precision,
+        accumulate=recipe.train.accumulate,
         still=start.still([name for name, _ in model.named_parameters()]) if start else (),
         still_steps=round(start.warmup_epochs(recipe.method.head_warmup_epochs, total / steps_per_epoch) * steps_per_epoch) if start else 0,
     )  # fmt: skip
@@ -179,6 +216,8 @@ def train(recipe: Recipe, out, *, quiet: bool = False) -> dict:
     if recipe.speed.threads:
         torch.set_num_threads(recipe.speed.threads)
     world = World.start()
+    if recipe.speed.keep_memory and world.device.type == "cpu":
+        keep_freed_memory()
     try:
         precision = begun.get("precision") or resolved_precision(recipe, world.device)
         start = start_of(recipe, folder, begun)
@@ -193,7 +232,6 @@ def train(recipe: Recipe, out, *, quiet: bool = False) -> dict:
             folder, recipe.train.keep, encoder_spec=teacher.spec(), world=world, say=journal.say,
             meta={"recipe": recipe.resolved_yaml(), "recipe_hash": recipe.hash(), "commit": commit()},
         )  # fmt: skip
-        crops = MultiCrop(**recipe.crops.keywords(), seed=recipe.seed)
         per_epoch = running.steps_per_epoch
         if world.is_main and not (folder / "checkpoints" / f"step_{running.total_steps:08d}").is_dir():
             journal.say(opening(recipe, running, data, begun, folder))
@@ -203,12 +241,7 @@ def train(recipe: Recipe, out, *, quiet: bool = False) -> dict:
                 journal.say(text)
         result = fit(
             running,
-            lambda start: loader.batches(
-                data, crops, batch_size=recipe.train.batch_size, rank=world.rank, world_size=world.size, seed=recipe.seed,
-                start_step=start, total_steps=running.total_steps, workers=workers(recipe, world),
-                pin_memory=world.device.type == "cuda", cache=recipe.speed.cache, corrupt_share=recipe.data.corrupt_ceiling,
-                decoder=recipe.data.decoder, jpeg_scaling=recipe.data.jpeg_scaling,
-            ),
+            partial(stream, recipe, world, data, running.total_steps),
             partial(float_crops, teacher),
             journal,
             checkpoints,
@@ -223,6 +256,15 @@ def train(recipe: Recipe, out, *, quiet: bool = False) -> dict:
         return {**result, "folder": str(folder)}
     finally:
         world.close()
+
+
+def stream(recipe: Recipe, world: World, data, total_steps: int, start: int):
+    """This rank's batches of a run from step `start` on."""
+    return loader.batches(
+        data, MultiCrop(**recipe.crops.keywords(), seed=recipe.seed), batch_size=recipe.train.batch_size, rank=world.rank, world_size=world.size,
+        seed=recipe.seed, start_step=start, total_steps=total_steps, workers=workers(recipe, world), pin_memory=world.device.type == "cuda",
+        cache=recipe.speed.cache, corrupt_share=recipe.data.corrupt_ceiling, decoder=recipe.data.decoder, jpeg_scaling=recipe.data.jpeg_scaling,
+    )  # fmt: skip
 
 
 def opening(recipe: Recipe, running: Trainer, data, begun: dict, folder: Path) -> str:

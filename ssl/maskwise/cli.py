@@ -233,7 +233,33 @@ def report(words: list[str]) -> int:
     return 0
 
 
-VERBS = {"train": train, "doctor": doctor, "evaluate": evaluate, "look": look, "show": show, "export": export, "convert": convert, "report": report}
+def bench(words: list[str]) -> int:
+    """measure the data path, a step, training or k-NN, beside named baselines"""
+    import importlib
+    import json
+
+    from maskwise.bench import BENCHES
+
+    if not words or words[0] in ("-h", "--help"):
+        say(f"usage: maskwise bench WHAT ... [--json FILE]\n\n{bench.__doc__}; WHAT is one of {', '.join(BENCHES)}; `maskwise bench WHAT --help` tells more")
+        raise SystemExit(0)
+    if words[0] not in BENCHES:
+        raise UserError(f"bench knows {', '.join(BENCHES)}, not `{words[0]}`")
+    module = importlib.import_module(BENCHES[words[0]])
+    parser = module.parser(Parser)
+    parser.add_argument("--json", metavar="FILE", help="write what was measured there")
+    given = parser.parse_intermixed_args(words[1:])
+    if given.json and not os.path.isdir(os.path.dirname(given.json) or "."):
+        raise UserError(f"--json {given.json}: its folder does not exist; make it first")
+    result = module.run(given)
+    if given.json:
+        with open(given.json, "w", encoding="utf-8") as file:
+            file.write(json.dumps(result, indent=1) + "\n")
+    say(module.text(result))
+    return 0
+
+
+VERBS = {"train": train, "doctor": doctor, "evaluate": evaluate, "look": look, "show": show, "export": export, "convert": convert, "report": report, "bench": bench}
 
 
 def free_options(words: list[str], verb: str) -> dict[str, object]:

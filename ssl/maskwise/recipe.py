@@ -149,11 +149,13 @@ class Optimizer(Section):
 
 @dataclass(frozen=True)
 class Train(Section):
-    """Length and bookkeeping of the run; steps, when given, replaces epochs; batch_size is global; save_every in steps (null: each epoch)."""
+    """Length and bookkeeping of the run; steps, when given, replaces epochs; batch_size is global, taken in `accumulate`
+    micro-batches whose step is that of the whole; save_every in steps (null: each epoch)."""
 
     epochs: int = 100
     steps: Optional[int] = None
     batch_size: int = 256
+    accumulate: int = 1
     log_every: int = 10
     save_every: Optional[int] = None
     keep: int = 2
@@ -175,11 +177,18 @@ class Evaluate(Section):
 
 @dataclass(frozen=True)
 class Speed(Section):
-    """What changes the speed and, beyond rounding, nothing else; left out of the hash."""
+    """What changes the speed and, beyond rounding, nothing else; left out of the hash.
+
+    `compile` compiles the blocks of the backbone; `checkpointing` computes again in the backward pass what it names
+    (auto: the elementwise on a CPU, nothing on a GPU); `keep_memory` keeps freed CPU memory for the next step.
+    """
 
     workers: Union[int, Literal["auto"]] = "auto"
     cache: Literal["auto", "none"] = "auto"
     threads: Optional[int] = None
+    compile: bool = False
+    checkpointing: Literal["auto", "none", "elementwise", "blocks"] = "auto"
+    keep_memory: bool = True
 
 
 SECTIONS = {
@@ -312,6 +321,9 @@ def check_run(recipe: Recipe, images: int, world_size: int) -> None:
     if batch % world_size:
         near = max(world_size, batch // world_size * world_size)
         raise UserError(f"train.batch_size {batch} (the global batch) does not divide over {world_size} ranks; give train.batch_size={near}")
+    if batch // world_size % recipe.train.accumulate:
+        share = "" if world_size == 1 else f" / {world_size} ranks"
+        raise UserError(f"train.batch_size {batch}{share} does not divide into train.accumulate={recipe.train.accumulate} micro-batches; give a divisor")
     if recipe.train.steps is not None:
         epochs = recipe.train.steps / (images // batch)
         for key, what in (("optimizer.warmup_epochs", "learning-rate"), ("teacher.warmup_temp_epochs", "temperature")):

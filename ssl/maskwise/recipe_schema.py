@@ -60,7 +60,7 @@ BOUNDS = {
         lambda v: v >= 1,
         """data.per_class data.count data.size crops.global_size crops.local_size backbone.image_size backbone.patch_size backbone.depth
         backbone.embed_dim backbone.num_heads head.prototypes head.hidden head.bottleneck head.layers head.patch_prototypes train.epochs train.steps
-        train.batch_size train.log_every train.save_every train.keep evaluate.k evaluate.limit_bank speed.threads""",
+        train.batch_size train.accumulate train.log_every train.save_every train.keep evaluate.k evaluate.limit_bank speed.threads""",
     ),
     "above 0": (
         lambda v: v > 0,

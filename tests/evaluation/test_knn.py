@@ -238,3 +238,4 @@ def test_raw_pixels_on_cifar():
     folder = packs.unpack("cifar10-jpeg-small")
     train, test = (features.pixels(Folder(folder, split=split), 32) for split in ("train", "val"))
     assert accuracies(train.pooled, train.labels, test.pooled, test.labels, (20,))[20][1] == pytest.approx(39.3, abs=0.1)
+

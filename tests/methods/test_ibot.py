@@ -108,17 +108,18 @@ def test_the_patch_ramp_may_have_its_own_length():
     assert ibot.patch_temperature(2) == 0.07
 
 
-def test_patch_prototypes_see_hidden_patches_only(monkeypatch):
+def test_the_students_head_sees_class_tokens_and_hidden_patches_only(monkeypatch):
+    from maskwise.functional import prototypes
+
     ibot = method()
-    rows = {}
-    for name, network in (("student", ibot.student), ("teacher", ibot.teacher)):
-        original = network.head.classify_patches
-        monkeypatch.setattr(network.head, "classify_patches", lambda z, n=name, f=original: rows.setdefault(n, []).append(len(z)) or f(z))
+    rows, products = [], []
+    embed, pieces = ibot.student.head.embed, prototypes.loss_in_pieces
+    monkeypatch.setattr(ibot.student.head, "embed", lambda x: rows.append(len(x)) or embed(x))
+    monkeypatch.setattr(prototypes, "loss_in_pieces", lambda z, *rest: products.append(z.shape[0] * z.shape[1]) or pieces(z, *rest))
     answer = ibot(*crops()[:2], step=1, epoch=0, sample_ids=torch.arange(4))
     hidden = round(answer["mask_share"].item() * 8 * 16)
     assert hidden > 0
-    assert rows["student"] == [hidden]
-    assert rows["teacher"] == [hidden, 1]  # the one row is the mean bottleneck, for the center
+    assert rows == [4 * 4 + hidden] and products == [4 * 4, hidden]
 
 
 def test_hidden_rows_come_in_order_of_the_mask():

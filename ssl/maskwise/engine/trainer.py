@@ -1,5 +1,6 @@
 """`Trainer`: one training step, and the state that a checkpoint must hold."""
 
+import contextlib
 from collections.abc import Callable, Sequence
 
 import torch
@@ -19,16 +20,18 @@ class Trainer:
     (attmask.md 1.6); weight decay is set in the groups whose `weight_decay_on` is true. `clip` is the largest gradient
     norm per tensor or, with `clip_mode="global"`, of all together (None: off). While epoch < `freeze_last_layer` no
     tensor named `last_layer` moves, and in the first `still_steps` steps no parameter named in `still`. `precision` is fp32 or bf16 (autocast).
+    `accumulate` takes a batch in that many micro-batches, whose one step is that of the batch whole: same draws, centers and losses (batch norm excepted).
     """
 
     def __init__(self, method: nn.Module, *, optimizer: torch.optim.Optimizer, world: World, lr: Callable[[int], float],
                  weight_decay: Callable[[int], float], momentum: Callable[[int], float], steps_per_epoch: int,
                  total_steps: int, clip: float | None = 3.0, clip_mode: str = "tensor", freeze_last_layer: int = 1,
-                 precision: str = "fp32", still: Sequence[str] = (), still_steps: int = 0):
+                 precision: str = "fp32", accumulate: int = 1, still: Sequence[str] = (), still_steps: int = 0):
         self.method, self.optimizer, self.world = method.to(world.device).train(), optimizer, world
         self.lr, self.weight_decay, self.momentum = lr, weight_decay, momentum
         self.steps_per_epoch, self.total_steps = steps_per_epoch, total_steps
         self.clip, self.clip_mode, self.freeze_last_layer, self.precision = clip, clip_mode, freeze_last_layer, precision
+        self.accumulate = accumulate
         self.forward = world.wrap(method)
         self.statistics = [buffer for part in method.modules() if isinstance(part, _BatchNorm) for buffer in part.buffers(recurse=False)]
         self.step_index = 0
@@ -64,10 +67,8 @@ class Trainer:
             images = len(global_crops) // 2
             sample_ids = torch.arange(images) + self.world.rank * images
         statistics = [buffer.clone() for buffer in self.statistics]
-        with torch.autocast(device.type, torch.bfloat16, enabled=self.precision == "bf16"):
-            seen = self.forward(*crops, step=step, epoch=epoch, sample_ids=sample_ids)
         self.optimizer.zero_grad(set_to_none=True)
-        seen["loss"].backward()
+        seen = self._losses(*crops, sample_ids, {"step": step, "epoch": epoch})
 
         if step < self.still_steps:  # every gradient was computed, so that ranks never wait for one
             for parameter in self.still:
@@ -85,7 +86,7 @@ class Trainer:
         self.skipped += ~ok
         self.skipped_in_a_row = torch.where(ok, 0, self.skipped_in_a_row + 1)
         self.step_index += 1
-        return {**{key: value.detach() for key, value in seen.items()}, "grad_norm": torch.linalg.vector_norm(norms), "ok": ok}
+        return {**seen, "grad_norm": torch.linalg.vector_norm(norms), "ok": ok}
 
     def tensors(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """All that a checkpoint must hold: the method's state dict, and the moments as `exp_avg/PARAMETER NAME`."""
@@ -114,6 +115,29 @@ class Trainer:
         self.step_index = step
         self.skipped.fill_(skipped)
 
+    def _losses(self, global_crops, local_crops, sample_ids, when: dict) -> dict[str, Tensor]:
+        """Losses, detached, and their gradients, over all micro-batches of this rank."""
+        parts = micro_batches(global_crops, local_crops, sample_ids, self.accumulate)
+        lessons = [{}]
+        if len(parts) > 1:
+            with self._precision():
+                taught = [self.method.teach(*crops, **when, sample_ids=ids) for *crops, ids in parts]
+                lessons = [{"lesson": lesson} for lesson in self.method.agree(taught, when["epoch"])]
+        found = []
+        for i, ((*crops, ids), lesson) in enumerate(zip(parts, lessons)):
+            together = self.world.size == 1 or i == len(parts) - 1  # ranks exchange gradients once a step
+            with contextlib.nullcontext() if together else self.forward.no_sync():
+                with self._precision():
+                    seen = self.forward(*crops, **when, sample_ids=ids, **lesson)
+                (seen["loss"] / len(parts)).backward()
+            found.append({key: value.detach() for key, value in seen.items()})
+        if len(found) == 1:
+            return found[0]
+        return {key: torch.stack([each[key] for each in found]).mean(dim=0) for key in found[0]}
+
+    def _precision(self):
+        return torch.autocast(self.world.device.type, torch.bfloat16, enabled=self.precision == "bf16")
+
     def _floats(self, crops):
         if crops is None or len(crops) == 0:
             return None
@@ -135,6 +159,24 @@ class Trainer:
         """Whether loss and gradients are finite on every rank, as a 0-dim bool on the device."""
         bad = ~(torch.isfinite(loss.detach()) & torch.isfinite(norms).all())
         return self.world.all_sum(bad.to(torch.int64)) == 0
+
+
+def micro_batches(global_crops: Tensor, local_crops: Tensor | None, sample_ids: Tensor, count: int) -> list[tuple]:
+    """Crop-major crops [V*B, ...] and sample ids [B] as `count` tuples of the same for B / count samples each.
+
+    Raises UserError where the samples do not divide.
+    """
+    samples = len(sample_ids)
+    if count == 1:
+        return [(global_crops, local_crops, sample_ids)]
+    if samples % count:
+        raise UserError(f"{samples} images of a rank do not divide into {count} micro-batches: choose train.accumulate among the divisors of {samples}")
+    size, parts = samples // count, []
+    for start in range(0, samples, size):
+        rows = slice(start, start + size)
+        cut = [None if crops is None else crops.unflatten(0, (-1, samples))[:, rows].flatten(0, 1) for crops in (global_crops, local_crops)]
+        parts.append((*cut, sample_ids[rows]))
+    return parts
 
 
 def step_if(ok: Tensor, optimizer: torch.optim.Optimizer) -> None:

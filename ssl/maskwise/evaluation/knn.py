@@ -98,6 +98,7 @@ def knn_classify(
     return torch.cat(parts) if parts else torch.zeros(0, classes, dtype=torch.int64)
 
 
+@torch.no_grad()
 def nearest(bank: Tensor, queries: Tensor, k: int, device=None) -> tuple[Tensor, Tensor]:
     """The k bank rows of largest cosine: [n, D], [Q, D] -> (similarity [Q, k] falling, index int64 [Q, k]), on `device`.
 
@@ -109,9 +110,10 @@ def nearest(bank: Tensor, queries: Tensor, k: int, device=None) -> tuple[Tensor,
     queries, piece = _unit(queries.to(device)), max(k, min(len(bank), _PIECE))
     best, place = queries.new_empty(len(queries), 0), torch.empty(len(queries), 0, dtype=torch.int64, device=device)
     rows = max(1, _CELLS // piece)
+    held = queries.new_empty(min(rows, len(queries)), piece)  # one matrix for all: a new one each time costs a third of the product
     for start in range(0, len(bank), piece):
         part = _unit(bank[start : start + piece].to(device)).T
-        found = [torch.topk(chunk @ part, min(k, part.shape[1]), dim=1) for chunk in queries.split(rows)]
+        found = [torch.topk(torch.matmul(chunk, part, out=held[: len(chunk), : part.shape[1]]), min(k, part.shape[1]), dim=1) for chunk in queries.split(rows)]
         best = torch.cat([best, torch.cat([values for values, _ in found])], dim=1)
         place = torch.cat([place, torch.cat([index for _, index in found]) + start], dim=1)
         best, keep = torch.topk(best, min(k, best.shape[1]), dim=1)

@@ -20,8 +20,9 @@ def ema_(teacher: Mapping[str, Tensor], student: Mapping[str, Tensor], momentum:
         return
     kept = list(teacher.values())
     new = [student[name].detach() for name in teacher]
-    if ok is None:
-        torch._foreach_lerp_(kept, new, 1.0 - momentum)
+    if ok is None or ok.device.type == "cpu" and kept[0].device.type == "cpu":
+        if ok is None or ok:  # on the host it costs nothing to look
+            torch._foreach_lerp_(kept, new, 1.0 - momentum)
         return
     steps = torch._foreach_sub(new, kept)
     weight = (1.0 - momentum) * ok.to(kept[0].device, torch.float64)

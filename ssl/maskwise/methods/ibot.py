@@ -3,10 +3,12 @@
 import torch
 from torch import Tensor
 
-from maskwise.functional import losses, schedules
+from maskwise.functional import prototypes, schedules
 from maskwise.functional.errors import UserError
+from maskwise.functional.losses import patch_weights
+from maskwise.methods.lesson import Lesson
 from maskwise.methods.masking import Hidden, Masking
-from maskwise.methods.student_teacher import StudentTeacher, full_precision, wide
+from maskwise.methods.student_teacher import StudentTeacher, full_precision, product_dtype, wide
 
 PATCH_LOSSES = ("image", "token")
 
@@ -53,38 +55,52 @@ class IBOT(StudentTeacher):
             epoch, self.warmup_patch_temp, self.patch_temp, self.warmup_patch_temp_epochs, hold=self.start_epoch
         )
 
-    def forward(
-        self, global_crops: Tensor, local_crops: Tensor | None = None, *, step: int, epoch: int, sample_ids: Tensor
-    ) -> dict[str, Tensor]:
-        """Return the losses and health of one batch; changes no buffer.
-
-        global_crops [G * B, 3, S, S] and local_crops [L * B, 3, s, s], normalised floats, crop-major; sample_ids
-        int64 [B], best on the CPU. Raises UserError for G = 1, L = 0.
-        """
+    @torch.no_grad()
+    def teach(self, global_crops: Tensor, local_crops: Tensor | None = None, *, step: int, epoch: int, sample_ids: Tensor) -> Lesson:
+        """Return the teacher's side of a (micro-)batch; arguments as `forward`. Raises UserError for G = 1, L = 0."""
         views = self.count_views(global_crops, local_crops, sample_ids)
         features = self.look(global_crops)
         hidden = self.hide(features, views, step, sample_ids, start=epoch >= self.start_epoch)
         rows = self.hidden_rows(hidden)
-        seen, pooled = self.study(global_crops, local_crops, hidden, views, step, sample_ids)
-        with torch.no_grad():
-            head, whole = self.teacher.head, len(features.pooled)
-            z = head.embed(torch.cat([features.pooled, features.patches.flatten(0, 1)]))
-            teacher_z, teacher_patch_z = z[:whole], z[whole:]
-            teacher_logits = head.classify(teacher_z)
-            teacher_patch_logits = head.classify_patches(teacher_patch_z.index_select(0, rows))
-        head, whole = self.student.head, len(pooled)
-        z = head.embed(torch.cat([pooled, seen.patches.flatten(0, 1).index_select(0, rows)]))
-        student_logits = head.classify(z[:whole])
-        student_patch_logits = head.classify_patches(z[whole:])
-        with full_precision(pooled.device.type):
-            self.remember(step, wide(teacher_z), wide(teacher_patch_z))
-            probs = self.aim(wide(teacher_logits), self.center, self.cls_temperature(epoch)).unflatten(0, (views.global_, views.samples))
-            logits = wide(student_logits).unflatten(0, (-1, views.samples))
-            cls = losses.dino_loss_from_probs(logits, probs, self.student_temp)
-            patch_probs = self.aim_patches(wide(teacher_patch_logits), hidden.count, self.patch_temperature(epoch))
-            patch = self.patch_term(wide(student_patch_logits), patch_probs, hidden)
-            loss = self.lambda1 * cls + self.lambda2 * patch
-            return self.report(loss, cls, patch, features, probs, logits, hidden)
+        whole = len(features.pooled)
+        z = wide(self.teacher.head.embed(torch.cat([features.pooled, features.patches.flatten(0, 1)])))
+        teacher_z, teacher_patch_z = z[:whole], z[whole:]
+        with full_precision(z.device.type):
+            self.remember(step, teacher_z, teacher_patch_z)
+        return Lesson(features.pooled, teacher_z.clone(), hidden, rows, teacher_patch_z.index_select(0, rows))
+
+    def agree(self, lessons: list[Lesson], epoch: int) -> list[Lesson]:
+        """Add to the lessons of a step's micro-batches what only all of them together can tell."""
+        lessons = super().agree(lessons, epoch)
+        if self.targets == "sinkhorn":
+            z = [lesson.patch_z[: lesson.hidden.count] for lesson in lessons]
+            aims = self._aims_of_all(z, self.teacher.head.classify_patches, self.patch_center, self.patch_temperature(epoch))
+            lessons = [lesson._replace(patch_aims=_padded(each, len(lesson.rows))) for lesson, each in zip(lessons, aims)]
+        if self.patch_loss == "token":
+            z = lessons[0].z
+            total = self.all_sum(torch.full((), sum(lesson.hidden.count for lesson in lessons), dtype=z.dtype, device=z.device))
+            lessons = [lesson._replace(tokens=total) for lesson in lessons]
+        return lessons
+
+    def forward(
+        self, global_crops: Tensor, local_crops: Tensor | None = None, *, step: int, epoch: int, sample_ids: Tensor, lesson: Lesson | None = None
+    ) -> dict[str, Tensor]:
+        """Return the losses and health of one batch; changes no buffer.
+
+        global_crops [G * B, 3, S, S] and local_crops [L * B, 3, s, s], normalised floats, crop-major; sample_ids
+        int64 [B], best on the CPU; `lesson` is what `teach` and `agree` made of this micro-batch, of one batch alone if
+        None. Raises UserError for G = 1, L = 0.
+        """
+        if lesson is None:
+            [lesson] = self.agree([self.teach(global_crops, local_crops, step=step, epoch=epoch, sample_ids=sample_ids)], epoch)
+        views = self.count_views(global_crops, local_crops, sample_ids)
+        seen, pooled = self.study(global_crops, local_crops, lesson.hidden, views, step, sample_ids)
+        whole = len(pooled)
+        z = self.student.head.embed(torch.cat([pooled, seen.patches.flatten(0, 1).index_select(0, lesson.rows)]))
+        weight, patch_weight = self.student.head.weights()
+        cls, health = self.image_term(z[:whole], weight, lesson, views, epoch)
+        patch = self.patch_term(z[whole:], patch_weight, lesson, epoch)
+        return self.report(self.lambda1 * cls + self.lambda2 * patch, cls, patch, health, lesson)
 
     def hidden_rows(self, hidden: Hidden) -> Tensor:
         """Return the indices of the hidden patches among all V * N, in order, padded with others; the host waits for nothing."""
@@ -92,14 +108,23 @@ class IBOT(StudentTeacher):
         count = min(-(-hidden.count // self.pad_rows) * self.pad_rows, len(flat))
         return torch.argsort(~flat, stable=True)[:count]
 
-    def aim_patches(self, logits: Tensor, count: int, temp: float) -> Tensor:
-        """Turn the teacher's patch logits [n, K], of which the first `count` are of hidden patches, into targets [n, K]."""
-        probs = self.aim(logits[:count], self.patch_center, temp)
-        return torch.cat([probs, probs.new_zeros(len(logits) - count, probs.shape[1])])
+    def patch_term(self, z: Tensor, weight: Tensor, lesson: Lesson, epoch: int) -> Tensor:
+        """Return the patch loss of this (micro-)batch; the mean over ranks and micro-batches is that of the whole batch.
 
-    def patch_term(self, logits: Tensor, probs: Tensor, hidden: Hidden) -> Tensor:
-        """Return the patch loss of this rank; the mean over ranks is that of the whole batch, whichever the reduction."""
-        if self.patch_loss == "image":
-            return losses.ibot_loss_from_probs(logits, probs, hidden.mask, self.student_temp, "image")
-        total = self.all_sum(torch.full((), hidden.count, dtype=probs.dtype, device=probs.device))
-        return self.world_size * losses.ibot_loss_from_probs(logits, probs, hidden.mask, self.student_temp, "token", total)
+        z [M, d] are the student's bottlenecks of the hidden patches, weight [K, d] its last layer for patches.
+        """
+        dtype, head_weight = product_dtype(z), self.teacher.head.weights()[1].to(product_dtype(z))
+        teacher_z, temp = lesson.patch_z.to(dtype), self.patch_temperature(epoch)
+
+        def probs(start, stop):
+            if lesson.patch_aims is not None:
+                return lesson.patch_aims[start:stop]
+            return self.aim(wide(teacher_z[start:stop] @ head_weight.T), self.patch_center, temp)
+
+        weights = patch_weights(lesson.hidden.mask, len(z), self.patch_loss, lesson.tokens)
+        term = prototypes.loss_in_pieces(z[None], weight, prototypes.score_rows(probs, weights, self.student_temp), dtype)
+        return term if self.patch_loss == "image" else self.world_size * lesson.parts * term
+
+
+def _padded(aims: Tensor, rows: int) -> Tensor:
+    return torch.cat([aims, aims.new_zeros(rows - len(aims), aims.shape[1])])

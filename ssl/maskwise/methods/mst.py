@@ -4,8 +4,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from maskwise.functional import draws, losses
+from maskwise.functional import draws
 from maskwise.functional.errors import UserError
+from maskwise.methods.lesson import Lesson
 from maskwise.methods.student_teacher import StudentTeacher, full_precision, wide
 from maskwise.nn.pixel_decoder import PixelDecoder
 
@@ -31,27 +32,16 @@ class MST(StudentTeacher):
             self.decoder = PixelDecoder(encoder.dim, encoder.backbone.patch_size)
 
     def forward(
-        self, global_crops: Tensor, local_crops: Tensor | None = None, *, step: int, epoch: int, sample_ids: Tensor
+        self, global_crops: Tensor, local_crops: Tensor | None = None, *, step: int, epoch: int, sample_ids: Tensor, lesson: Lesson | None = None
     ) -> dict[str, Tensor]:
-        """Return the losses and health of one batch, `pixel` among them; changes no buffer.
-
-        global_crops [G * B, 3, S, S] and local_crops [L * B, 3, s, s], normalised floats, crop-major; sample_ids
-        int64 [B], best on the CPU. Raises UserError for G = 1, L = 0.
-        """
+        """Return the losses and health of one batch, `pixel` among them; changes no buffer. Arguments and errors as DINO's forward."""
+        if lesson is None:
+            [lesson] = self.agree([self.teach(global_crops, local_crops, step=step, epoch=epoch, sample_ids=sample_ids)], epoch)
         views = self.count_views(global_crops, local_crops, sample_ids)
-        features = self.look(global_crops)
-        hidden = self.hide(features, views, step, sample_ids)
-        seen, pooled = self.study(global_crops, local_crops, hidden, views, step, sample_ids)
-        with torch.no_grad():
-            teacher_z = self.teacher.head.embed(features.pooled)
-            teacher_logits = self.teacher.head.classify(teacher_z)
-        student_logits = self.student.head(pooled)
+        seen, pooled = self.study(global_crops, local_crops, lesson.hidden, views, step, sample_ids)
+        cls, health = self.image_term(self.student.head.embed(pooled), self.student.head.weights()[0], lesson, views, epoch)
         painted = self.decoder(seen.patches, seen.grid)
         with full_precision(pooled.device.type):
-            self.remember(step, wide(teacher_z))
-            probs = self.aim(wide(teacher_logits), self.center, self.cls_temperature(epoch)).unflatten(0, (views.global_, views.samples))
-            logits = wide(student_logits).unflatten(0, (-1, views.samples))
-            cls = losses.dino_loss_from_probs(logits, probs, self.student_temp)
             pixel = PIXEL_LOSSES[self.pixel_loss](wide(painted), wide(global_crops))
-            loss = self.lambda1 * cls + self.pixel_weight * pixel
-            return {**self.report(loss, cls, torch.zeros_like(cls), features, probs, logits, hidden), "pixel": pixel.detach()}
+        loss = self.lambda1 * cls + self.pixel_weight * pixel
+        return {**self.report(loss, cls, torch.zeros_like(cls), health, lesson), "pixel": pixel.detach()}

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from maskwise.functional import average, draws, schedules, targets
+from maskwise.functional import average, draws, prototypes, schedules, targets
 from maskwise.functional.errors import UserError
+from maskwise.methods.lesson import Lesson
 from maskwise.methods.masking import Hidden, Masking, NoMasking
 
 TARGETS = ("centering", "sinkhorn")
@@ -114,11 +115,15 @@ class StudentTeacher(nn.Module):
         encoder = self.student.encoder
         mask = hidden.mask if encoder.backbone.has_mask_token else None
         keys = self._drop_keys(step, sample_ids, 0, views.global_, global_crops.device)
-        features = encoder(global_crops, mask, attention=False, drop_key=keys)
         if not views.local:
+            features = encoder(global_crops, mask, attention=False, drop_key=keys)
             return features, features.pooled
-        keys = self._drop_keys(step, sample_ids, views.global_, views.local, global_crops.device)
-        local = encoder(local_crops, attention=False, drop_key=keys)
+        local_keys = self._drop_keys(step, sample_ids, views.global_, views.local, global_crops.device)
+        if hasattr(encoder, "together") and encoder.packs(global_crops):
+            features, local = encoder.together([(global_crops, mask, keys), (local_crops, None, local_keys)])
+        else:
+            features = encoder(global_crops, mask, attention=False, drop_key=keys)
+            local = encoder(local_crops, attention=False, drop_key=local_keys)
         return features, torch.cat([features.pooled, local.pooled])
 
     def _drop_keys(self, step: int, sample_ids: Tensor, first: int, count: int, device) -> Tensor:
@@ -172,25 +177,75 @@ class StudentTeacher(nn.Module):
         average.ema_(dict(self.teacher.named_parameters()), dict(self.student.named_parameters()), momentum, ok)
 
     @torch.no_grad()
-    def report(
-        self, loss: Tensor, cls: Tensor, patch: Tensor, features, probs: Tensor, logits: Tensor, hidden: Hidden
-    ) -> dict[str, Tensor]:
+    def teach(self, global_crops: Tensor, local_crops: Tensor | None = None, *, step: int, epoch: int, sample_ids: Tensor) -> Lesson:
+        """Return the teacher's side of a (micro-)batch; arguments as `forward`. Raises UserError for G = 1, L = 0."""
+        views = self.count_views(global_crops, local_crops, sample_ids)
+        features = self.look(global_crops)
+        hidden = self.hide(features, views, step, sample_ids)
+        z = wide(self.teacher.head.embed(features.pooled))
+        with full_precision(z.device.type):
+            self.remember(step, z)
+        return Lesson(features.pooled, z, hidden)
+
+    def agree(self, lessons: list[Lesson], epoch: int) -> list[Lesson]:
+        """Add to the lessons of a step's micro-batches what only all of them together can tell: Sinkhorn's distributions."""
+        if self.targets == "sinkhorn":
+            aims = self._aims_of_all([lesson.z for lesson in lessons], self.teacher.head.classify, self.center, self.cls_temperature(epoch))
+            lessons = [lesson._replace(aims=each) for lesson, each in zip(lessons, aims)]
+        return [lesson._replace(parts=len(lessons)) for lesson in lessons]
+
+    @torch.no_grad()
+    def _aims_of_all(self, z: list[Tensor], classify, center: Tensor, temp: float) -> list[Tensor]:
+        logits = wide(classify(torch.cat(z)))
+        with full_precision(logits.device.type):
+            return list(self.aim(logits, center, temp).split([len(each) for each in z]))
+
+    def image_term(self, z: Tensor, weight: Tensor, lesson: Lesson, views: Views, epoch: int) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return the image term and what it shows of the health of a batch.
+
+        z [S * B, d] are the student's bottlenecks, weight [K, d] its last layer. teacher_entropy is the mean entropy of
+        the teacher's distributions and teacher_spread the entropy of their mean, both in nats; agreement is the share
+        of images whose arg-max in the teacher's view 0 is the student's in view 1. All of this rank alone.
+        """
+        dtype, head_weight = product_dtype(z), self.teacher.head.weights()[0].to(product_dtype(z))
+        teacher_z, temp = lesson.z.to(dtype).unflatten(0, (views.global_, views.samples)), self.cls_temperature(epoch)
+        aims = None if lesson.aims is None else lesson.aims.unflatten(0, (views.global_, views.samples))
+        seen: list[tuple[Tensor, Tensor, Tensor]] = []
+
+        def probs(start, stop):
+            if aims is not None:
+                return aims[:, start:stop]
+            return self.aim(wide(torch.matmul(teacher_z[:, start:stop], head_weight.T)), self.center, temp)
+
+        def watch(probs, logits, start, stop):
+            alike = probs[0].argmax(dim=-1) == logits[1].argmax(dim=-1)
+            seen.append((torch.special.entr(probs).sum(), probs.sum(dim=(0, 1)), alike.sum()))
+
+        score = prototypes.score_views(probs, views.global_ + views.local, views.global_, views.samples, self.student_temp, watch)
+        term = prototypes.loss_in_pieces(z.unflatten(0, (-1, views.samples)), weight, score, dtype)
+        entropy, mean, alike = (torch.stack(each).sum(dim=0) for each in zip(*seen))
+        rows = views.global_ * views.samples
+        health = {
+            "teacher_entropy": entropy / rows,
+            "teacher_spread": torch.special.entr(mean / rows).sum(),
+            "agreement": alike.to(term.dtype) / views.samples,
+        }
+        return term, health
+
+    @torch.no_grad()
+    def report(self, loss: Tensor, cls: Tensor, patch: Tensor, health: dict[str, Tensor], lesson: Lesson) -> dict[str, Tensor]:
         """Return the method's answer: `loss` with its graph, the rest detached 0-dim tensors that nobody has read yet.
 
-        probs [G, B, K] are the teacher's, logits [S, B, K] the student's. teacher_entropy is the mean entropy of the
-        probs and teacher_spread the entropy of their mean, both in nats; agreement is the share of images whose
-        arg-max in the teacher's view 0 is the student's in view 1; feature_std, 1 for spread-out and 0 for collapsed
-        features, is the teacher's unit vectors' standard deviation times sqrt(D). All of this rank alone.
+        mask_share is the share of all patches that are hidden; feature_std, 1 for spread-out and 0 for collapsed features,
+        is the standard deviation of the teacher's unit vectors times sqrt(D). `health` is that of `image_term`.
         """
-        unit = F.normalize(wide(features.pooled), dim=-1)
+        unit = F.normalize(wide(lesson.pooled), dim=-1)
         return {
             "loss": loss,
             "cls": cls.detach(),
             "patch": patch.detach(),
-            "teacher_entropy": torch.special.entr(probs).sum(dim=-1).mean(),
-            "teacher_spread": torch.special.entr(probs.mean(dim=(0, 1))).sum(),
-            "agreement": (probs[0].argmax(dim=-1) == logits[1].argmax(dim=-1)).to(probs.dtype).mean(),
-            "mask_share": torch.full((), hidden.count / hidden.mask.numel(), device=probs.device),
+            **health,
+            "mask_share": torch.full((), lesson.hidden.count / lesson.hidden.mask.numel(), dtype=cls.dtype, device=cls.device),
             "feature_std": unit.std(dim=0, unbiased=False).mean() * math.sqrt(unit.shape[-1]),
         }
 
@@ -198,6 +253,12 @@ class StudentTeacher(nn.Module):
 def full_precision(device_type: str):
     """Return a context in which autocast is off: softmax and losses want float32."""
     return torch.autocast(device_type, enabled=False)
+
+
+def product_dtype(like: Tensor) -> torch.dtype:
+    """Return the type in which matrices are multiplied here: autocast's where it is on, else that of the tensor."""
+    kind = like.device.type
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else like.dtype
 
 
 def wide(tensor: Tensor) -> Tensor:

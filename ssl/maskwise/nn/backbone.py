@@ -7,9 +7,9 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from maskwise.functional import attention as rows
 from maskwise.functional.errors import UserError
 from maskwise.functional.resample import position_table
+from maskwise.nn import trunk, varlen
 from maskwise.nn.drop_path import DropPath
 from maskwise.nn.timm_models import ANATOMIES, build, timm  # noqa: F401  (made ready there)
 from maskwise.nn.tokens import Tokens
@@ -79,6 +79,7 @@ class Backbone(nn.Module):
         self.rope = getattr(model, "rope", None)
         self._turns: dict = {}
         self.drop_path = DropPath(self.depth, drop_path)
+        self.checkpointing, self.compiled = "none", False  # how to compute, never what: see `speed`
         self._handed: tuple[nn.Module] | None = None
 
     @property
@@ -133,31 +134,52 @@ class Backbone(nn.Module):
         blocks of these indices (negative from the end). `drop_key` int64 [B] draws the drop path of each row.
         Raises UserError for images whose sides are not multiples of the patch.
         """
+        x, grid = self._start(images, mask)
+        factors = self.drop_path(x.shape[0], x, drop_key)
+        wanted = frozenset(layer % self.depth for layer in layers)
+        passed = self._through(x, grid, factors, None, attention and self.has_class_token, keys, wanted)
+        x, row, last_keys = passed.x, passed.row, passed.keys
+        return Tokens(
+            x[:, self.num_prefix :],
+            x[:, : self.num_prefix],
+            grid,
+            None if row is None else row[..., self.num_prefix :],
+            None if last_keys is None else last_keys[:, self.num_prefix :],
+            tuple(passed.stages[layer % self.depth] for layer in layers) if layers else None,
+        )
+
+    def packs(self, images: Tensor) -> bool:
+        """Whether `together` is the better way for images like these: where attention over packed sequences has a kernel."""
+        kind = images.device.type
+        dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else images.dtype
+        return ANATOMIES[self.kind].PACKS and varlen.takes_varlen(images.device, dtype)
+
+    def together(self, batches: list[tuple[Tensor, Tensor | None, Tensor | None]]) -> list[Tokens]:
+        """Several batches of images of different sizes, each with mask and drop key, as one packed batch -> Tokens of each."""
+        started = [self._start(images, mask) for images, mask, _ in batches]
+        shapes = tuple(x.shape[:2] for x, _ in started)
+        factors = [self.drop_path(len(x), x, key) for (x, _), (_, _, key) in zip(started, batches)]
+        if factors[0] is None:
+            factors = None
+        else:
+            factors = torch.cat([each.expand(-1, -1, -1, shape[1], -1).flatten(2, 3) for each, shape in zip(factors, shapes)], dim=2)
+        joined = self._through(torch.cat([x.flatten(0, 1) for x, _ in started]), started[0][1], factors, shapes, False, False, frozenset()).x
+        parts = (part.unflatten(0, shape) for part, shape in zip(joined.split([b * t for b, t in shapes]), shapes))
+        return [Tokens(x[:, self.num_prefix :], x[:, : self.num_prefix], grid) for x, (_, grid) in zip(parts, started)]
+
+    def _start(self, images: Tensor, mask: Tensor | None) -> tuple[Tensor, tuple[int, int]]:
+        """Tokens [B, T, D] with their positions, and the grid of the patches."""
         height, width = images.shape[-2:]
         if height % self.patch_size[0] or width % self.patch_size[1]:
             raise UserError(f"images of {height}x{width} pixels do not divide into patches of {by(self.patch_size)}: resize or crop them to a multiple")
         grid = self.grid_for((height, width))
-        x = self.norm_pre(self._embed(images, mask, grid))
-        factors = self.drop_path(x.shape[0], x, drop_key)
-        anatomy = ANATOMIES[self.kind]
-        turns = anatomy.turns(self.rope, self._turns, grid, self.num_prefix)
-        wanted = {layer % self.depth for layer in layers}
-        stages: dict[int, Tensor] = {}
-        row = last_keys = None
-        for i, block in enumerate(self.blocks):
-            last = i == self.depth - 1
-            residual, q, k, still = anatomy.attention_branch(block, x, turns, i)
-            if last and attention and self.has_class_token:
-                row = rows.cls_row(q[:, :, 0], k, block.attn.scale)[..., self.num_prefix :]
-            if last and keys:
-                last_keys = still.transpose(1, 2).flatten(2)[:, self.num_prefix :]
-            x = x + (residual if factors is None else residual * factors[i, 0])
-            residual = anatomy.mlp_branch(block, x)
-            x = x + (residual if factors is None else residual * factors[i, 1])
-            if i in wanted:
-                stages[i] = x
-        chosen = tuple(stages[layer % self.depth] for layer in layers) if layers else None
-        return Tokens(x[:, self.num_prefix :], x[:, : self.num_prefix], grid, row, last_keys, chosen)
+        return self.norm_pre(self._embed(images, mask, grid)), grid
+
+    def _through(self, x, grid, factors, shapes, row, keys, wanted) -> trunk.Passed:
+        # evaluations have batches of many sizes: only training is worth compiling
+        run = trunk.compiled_through if self.compiled and self.training else trunk.through
+        turns = ANATOMIES[self.kind].turns(self.rope, self._turns, grid, self.num_prefix)
+        return run(self.kind, self.blocks, x, turns, factors, shapes, row, keys, wanted, self.checkpointing)
 
     def _embed(self, images: Tensor, mask: Tensor | None, grid: tuple[int, int]) -> Tensor:
         x = self.patch_embed.norm(self.patch_embed.proj(images).flatten(2).transpose(1, 2))

@@ -13,7 +13,7 @@ from maskwise.functional.errors import UserError
 from maskwise.functional.resample import resize_image, short_side
 from maskwise.nn.backbone import Backbone
 from maskwise.nn.pooling import POOLINGS
-from maskwise.nn.tokens import Features
+from maskwise.nn.tokens import Features, Tokens
 
 CROP_PCT = 0.875
 
@@ -88,7 +88,17 @@ class Encoder(nn.Module):
         Without `attention` none is computed that only masking or a viewer would need; see Backbone.forward for the rest.
         """
         row = attention and "cls_attention" in self.pooling.needs
-        tokens = self.backbone(images, mask, attention=row, keys=keys, layers=layers, drop_key=drop_key)
+        return self._features(self.backbone(images, mask, attention=row, keys=keys, layers=layers, drop_key=drop_key), attention)
+
+    def packs(self, images: Tensor) -> bool:
+        """Whether images like these are better taken `together` with others."""
+        return hasattr(self.backbone, "packs") and self.backbone.packs(images)
+
+    def together(self, batches: list[tuple[Tensor, Tensor | None, Tensor | None]]) -> list[Features]:
+        """Several batches of images of different sizes, each with mask and drop key, in one call -> Features of each, without attention."""
+        return [self._features(tokens, False) for tokens in self.backbone.together(batches)]
+
+    def _features(self, tokens: Tokens, attention: bool) -> Features:
         if self.norm_order == "before":
             tokens.patches, tokens.prefix = self.norm(tokens.patches), self.norm(tokens.prefix)
             pooled, patches = self.pooling(tokens), tokens.patches

@@ -13,6 +13,7 @@ ATTENTIONS = tuple(getattr(eva, name) for name in ("EvaAttention", "AttentionRop
 # with dynamic_img_size the rotary embedding answers for any grid, which local crops need
 PLAIN = {"num_classes": 0, "global_pool": "", "use_fc_norm": False, "dynamic_img_size": True}
 translate = eva.checkpoint_filter_fn
+LEAN = PACKS = False  # every crop size has its own turns
 
 
 def turns(rope, cache: dict, grid: tuple[int, int], prefix: int) -> Tensor | None:

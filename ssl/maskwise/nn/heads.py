@@ -21,10 +21,16 @@ class WeightNormLinear(nn.Module):
         self.weight_g = nn.Parameter(torch.ones(outputs, 1))
         self.weight_v = nn.Parameter(nn.Linear(inputs, outputs, bias=False).weight.detach().clone())
 
+    @property
+    def weight(self) -> Tensor:
+        """The matrix that the layer multiplies with, [K, in], in float32 at least."""
+        v = self.weight_v
+        with torch.autocast(v.device.type, enabled=False):
+            return v * (self.weight_g / v.norm(dim=1, keepdim=True))
+
     def forward(self, x: Tensor) -> Tensor:
         """[..., in] -> [..., K]."""
-        v = self.weight_v
-        return F.linear(x.to(v.dtype), v * (self.weight_g / v.norm(dim=1, keepdim=True)))
+        return F.linear(x.to(self.weight_v.dtype), self.weight)
 
 
 class ProjectionHead(nn.Module):
@@ -82,6 +88,11 @@ class ProjectionHead(nn.Module):
     def classify_patches(self, z: Tensor) -> Tensor:
         """Bottleneck vectors of patches [..., bottleneck] -> logits over the patches' prototypes."""
         return self.last_layer(z) if self.last_layer2 is None else self.last_layer2(z)
+
+    def weights(self) -> tuple[Tensor, Tensor]:
+        """The last layers' matrices for images and for patches, [K, bottleneck] each; the same one where it is shared."""
+        own = self.last_layer.weight
+        return own, own if self.last_layer2 is None else self.last_layer2.weight
 
     def patch_mean_logits(self, zbar: Tensor) -> Tensor:
         """Mean logits of many patches from their mean bottleneck vector: mean(W z) = W mean(z) (attmask.md fact 34)."""

@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
-from timm.layers import Attention
+from timm.layers import Attention, Mlp
 from timm.models import vision_transformer
 from torch import Tensor
+
+from maskwise.nn import varlen
+from maskwise.nn.checkpointing import again
+from maskwise.nn.varlen import Shapes
 
 CLASS = vision_transformer.VisionTransformer
 BLOCKS = (vision_transformer.Block,)
 ATTENTIONS = (Attention,)
 PLAIN = {"num_classes": 0, "global_pool": "", "fc_norm": False, "dynamic_img_size": False, "weight_init": "skip", "fix_init": False}
 translate = vision_transformer.checkpoint_filter_fn
+LEAN = PACKS = True  # its branches know the options `lean` and `shapes`
 
 
 def turns(rope, cache: dict, grid: tuple[int, int], prefix: int) -> None:
@@ -20,25 +27,54 @@ def turns(rope, cache: dict, grid: tuple[int, int], prefix: int) -> None:
     return None
 
 
-def attention_branch(block, x: Tensor, turn: None, index: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """What attention adds to x [B, T, D] before drop path, and the q, k and position-free k [B, H, T, d] behind it."""
-    residual, q, k = attend(block.attn, block.norm1(x))
+def attention_branch(block, x: Tensor, turn: None, index: int, *, lean: bool = False, shapes: Shapes | None = None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """What attention adds to x [B, T, D] before drop path, and the q, k and position-free k [B, H, T, d] behind it.
+
+    `lean` keeps no normalised tokens for the backward pass; with `shapes` x is those batches packed, [tokens, D], and q
+    and k are those of the first, or packed too.
+    """
+    residual, q, k = attend(block.attn, x, block.norm1, lean, shapes)
     return block.ls1(residual), q, k, k
 
 
-def mlp_branch(block, x: Tensor) -> Tensor:
-    """What the MLP adds to x [B, T, D] before drop path."""
-    return block.ls2(block.mlp(block.norm2(x)))
+def mlp_branch(block, x: Tensor, *, lean: bool = False) -> Tensor:
+    """What the MLP adds to x [B, T, D] before drop path; `lean` keeps the first layer's answer alone for the backward pass."""
+    mlp = block.mlp
+    if not lean or type(mlp) is not Mlp:
+        return block.ls2(mlp(block.norm2(x)))
+    inner = again(lambda x: mlp.fc1(block.norm2(x)), x)
+    return block.ls2(mlp.drop2(again(lambda inner: mlp.fc2(mlp.norm(mlp.drop1(mlp.act(inner)))), inner)))
 
 
-def attend(attn: Attention, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """One timm attention layer, giving its output [B, T, D] and the q and k [B, H, T, d] that made it.
+def attend(
+    attn: Attention, x: Tensor, norm: Callable[[Tensor], Tensor], lean: bool = False, shapes: Shapes | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """One timm attention layer over norm(x), giving its output shaped like x and the q and k that made it; see `attention_branch`.
 
     The kernel is the fused one unless the layer's `fused_attn` is off. Forward and backward of two ViT-S blocks on one
     CPU core (torch 2.13, float32, 17 to 577 tokens) took 1 to 13 % longer with explicit matrices, so length does not choose.
     """
-    batch, length, _ = x.shape
-    q, k, v = attn.qkv(x).reshape(batch, length, 3, attn.num_heads, attn.head_dim).permute(2, 0, 3, 1, 4).unbind(0)
+    normed = None if lean else norm(x)
+    qkv = again(lambda x: attn.qkv(norm(x)), x) if lean else attn.qkv(normed)
+    if shapes is None:
+        mixed, *first = mix(attn, qkv)
+    elif attn.fused_attn and varlen.takes_varlen(qkv.device, qkv.dtype):
+        q, k, v = qkv.unflatten(-1, (3, attn.num_heads, attn.head_dim)).unbind(1)
+        first = attn.q_norm(q), attn.k_norm(k)
+        mixed = varlen.attend(*first, v, shapes, attn.scale).flatten(1)
+    else:
+        parts = [mix(attn, part.unflatten(0, shape)) for part, shape in zip(qkv.split([b * t for b, t in shapes]), shapes)]
+        mixed, first = torch.cat([part[0].flatten(0, 1) for part in parts]), parts[0][1:]
+    mixed = attn.norm(mixed)
+    gate = getattr(attn, "gate", None)
+    if gate is not None:
+        mixed = mixed * gate(norm(x) if lean else normed).sigmoid()
+    return attn.proj(mixed), *first
+
+
+def mix(attn: Attention, qkv: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Attention of [B, T, 3 D] -> [B, T, D], and its q and k [B, H, T, d]."""
+    q, k, v = qkv.unflatten(-1, (3, attn.num_heads, attn.head_dim)).permute(2, 0, 3, 1, 4).unbind(0)
     q, k = attn.q_norm(q), attn.k_norm(k)
     if attn.fused_attn:
         mixed = F.scaled_dot_product_attention(q, k, v, scale=attn.scale)
@@ -46,6 +82,4 @@ def attend(attn: Attention, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         logits = (q * attn.scale) @ k.transpose(-2, -1)
         wide = torch.float64 if logits.dtype == torch.float64 else torch.float32
         mixed = logits.softmax(dim=-1, dtype=wide).to(v.dtype) @ v
-    mixed = attn.norm(mixed.transpose(1, 2).reshape(batch, length, -1))
-    gate = getattr(attn, "gate", None)
-    return attn.proj(mixed if gate is None else mixed * gate(x).sigmoid()), q, k
+    return mixed.transpose(1, 2).flatten(2), q, k

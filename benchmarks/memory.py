@@ -1,0 +1,67 @@
+"""Bytes of a step by what they are for, with each option: `python -m benchmarks.memory [--batch 64] [--json FILE]`.
+
+Counted on a CPU at a small batch, in which everything but weights and moments is proportional, so that a GPU's need is known before
+there is one: activations that autograd saves under bf16 autocast, weights, gradients, moments, crops. What lives inside one
+operation, and the allocator's spare room, come on top.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "ssl"))
+
+OPTIONS = {
+    "none": ["speed.checkpointing=none"],
+    "elementwise": ["speed.checkpointing=elementwise"],
+    "blocks": ["speed.checkpointing=blocks"],
+}
+
+
+def measure(recipe: str, overrides: list[str], batch: int, counted: int) -> dict:
+    """Bytes of a batch of `batch` images, from a count with `counted` of them."""
+    from maskwise import build
+    from maskwise.bench import machine, memory
+    from maskwise.bench.contender import random_crops
+    from maskwise.distributed.world import World
+    from maskwise.recipe import read_recipe
+
+    world, rows = World(), {}
+    for name, words in OPTIONS.items():
+        made = read_recipe(recipe, f"train.batch_size={counted}", "evaluate.knn_every=0", *words, *overrides)
+        trainer = build.trainer(made, world, images=1000 * counted, precision="bf16")
+        found = memory.estimate(trainer, *random_crops(made, world.device))
+        for accumulate in (1, 2, 4):
+            scale = batch / accumulate / counted
+            grown = {key: round(found[key] * scale) for key in ("activations", "crops")}
+            grown["crops"] *= accumulate
+            fixed = {key: found[key] for key in ("weights", "gradients", "moments")}
+            rows[f"{name}, accumulate {accumulate}"] = {**grown, **fixed, "total": sum(grown.values()) + sum(fixed.values())}
+    return {"recipe": recipe, "overrides": overrides, "batch": batch, "counted": counted, "machine": machine.about(world.device), "rows": rows}
+
+
+def main(words: list[str] | None = None) -> int:
+    """Count, write, print."""
+    from maskwise.bench.table import table
+
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("recipe", nargs="?", default="pretrain/attmask_hint_vits16")
+    parser.add_argument("overrides", nargs="*")
+    parser.add_argument("--batch", type=int, default=64)
+    parser.add_argument("--counted", type=int, default=2)
+    parser.add_argument("--json")
+    options = parser.parse_args(words)
+    result = measure(options.recipe, options.overrides, options.batch, options.counted)
+    if options.json:
+        Path(options.json).write_text(json.dumps(result, indent=1) + "\n")
+    kinds = list(next(iter(result["rows"].values())))
+    print(f"GiB at batch {options.batch}, counted at {options.counted}")
+    print(table([["options", *kinds], *([name, *(row[kind] / 2**30 for kind in kinds)] for name, row in result["rows"].items())]))
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

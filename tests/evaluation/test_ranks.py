@@ -16,6 +16,11 @@ PROBES = {
     "linear on crops": ("linear", {"epochs": 2, "batch_size": 16, "lr": 5.0, "feature_batch": 8}),
     "logistic": ("logistic", {"penalty": [0.1], "batch_size": 8}),
     "attentive": ("attentive", {"epochs": 3, "batch_size": 16, "warmup_epochs": 1, "lr": 0.2}),
+    "clustering": ("clustering", {"batch_size": 8}),
+    "masked": ("masked", {"ratios": [0.5], "modes": ["high", "random"], "k": 5, "batch_size": 8}),
+    "recall": ("recall", {"ks": [1, 5], "batch_size": 8}),
+    "retrieval": ("retrieval", {"long_side": 16}),
+    "copies": ("copy_detection", {"batch_size": 8}),
     "finetune": ("finetune", {"epochs": 2, "batch_size": 16, "warmup_epochs": 0, "lr": 5e-3, "repeats": 1}),
 }  # fmt: skip
 
@@ -32,7 +37,12 @@ def measure(world, folder):
     feature_store.PART = usual
     found = {f"{kind}/{name}": bank[name].clone() for kind, bank in (("plain", plain), ("cold", kept[0]), ("warm", kept[1])) for name in NAMES}
     found["index"] = plain.index
-    reports = {name: EVALUATIONS[row](encoder, sets(48, 30, broken=(5,)), world, **options) for name, (row, options) in PROBES.items()}
+    truth = [{"bbx": torch.tensor([0.0, 0.0, 16.0, 16.0]), "easy": [i, i + 6], "hard": [i + 12], "junk": []} for i in range(6)]
+    others = {
+        "retrieval": {"query": Colours(6), "database": Colours(20, seed=1, broken=(5,)), "ground_truth": truth},
+        "copies": {"database": Colours(12, classes=12), "copies": {"strong": Colours(12, classes=12, seed=2, broken=(5,))}},
+    }
+    reports = {name: EVALUATIONS[row](encoder, others.get(name) or sets(48, 30, broken=(5,)), world, **options) for name, (row, options) in PROBES.items()}
     numbers = {name: report.numbers for name, report in reports.items()}
     return found, {**numbers, "origins": [bank.origin for bank in kept], "corrupt": sorted(plain.corrupt), "unread": {name: sorted(each.corrupt) for name, each in reports.items()}}
 

@@ -66,10 +66,11 @@ def scatter(points: ArrayLike, labels: ArrayLike, names: Sequence[str], title: s
     colours = shades(len(names))
     canvas = np.full((size + 44, size + 24 + LETTER * 18, 3), PAPER, dtype=np.uint8)
     write(canvas, title, 8, 12)
+    wide = 2 if len(points) <= 1000 else 1
     canvas[[32, 32 + size - 1], 12 : 12 + size], canvas[32 : 32 + size, [12, 12 + size - 1]] = RULE, RULE
     for (x, y), label in zip(place, labels):
         top, side = 32 + size - 1 - y, 12 + x
-        canvas[top - 1 : top + 2, side - 1 : side + 2] = colours[label]
+        canvas[top - wide : top + wide + 1, side - wide : side + wide + 1] = colours[label]
     for row, name in enumerate(names[: (size - 16) // 16]):
         canvas[38 + row * 16 : 48 + row * 16, size + 22 : size + 32] = colours[row]
         write(canvas, str(name)[:14], 38 + row * 16, size + 38)

@@ -13,7 +13,7 @@ from PIL import Image
 from maskwise.functional.errors import UserError
 
 NAMES = ("auto", "pil", "torchvision", "torchcodec")
-PREFERRED = ("torchcodec", "torchvision", "pil")  # in the order of their speed, measured (docs/performance.md)
+PREFERRED = ("torchcodec", "torchvision", "pil")  # all three rest on libjpeg; the first two hand over its rows without Pillow's copies
 RGB = 3  # ImageReadMode.RGB of both torch decoders
 START_OF_FRAME = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}
 

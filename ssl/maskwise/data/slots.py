@@ -19,7 +19,7 @@ SHARED_FILES = "/dev/shm"
 class Slots:
     """A few stretches of shared memory, each lent to one batch at a time and free again once no tensor lies in it.
 
-    count stretches of `size` bytes. A stretch that is used again costs no page faults, which were a fifth of a worker's time.
+    count stretches of `size` bytes. A stretch that is used again costs no page faults, of which fresh memory takes one every 4 KiB.
     Raises UserError where the system has not as much shared memory.
     """
 

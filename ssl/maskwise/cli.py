@@ -97,7 +97,7 @@ def doctor(words: list[str]) -> int:
 def evaluate(words: list[str]) -> int:
     """measure a model: `maskwise evaluate knn MODEL train=DIR test=DIR`"""
     parser = Parser("maskwise evaluate", description="Measure a model: knn, linear ...; train=DIR test=DIR and the options of its signature, such as k=[10,20].")
-    parser.add_argument("name", metavar="NAME", help="the evaluation, such as knn or linear; a wrong name lists them; all runs what --data allows")
+    parser.add_argument("name", metavar="NAME", help="the evaluation, such as knn or linear (`maskwise list evaluations` tells which there are); all runs what --data allows")
     parser.add_argument("model", metavar="MODEL", help="a run folder, an exported folder or a checkpoint file")
     parser.add_argument("--out", metavar="FILE", help="write the report there as JSON; with `all`: the folder for reports, pictures and table.md")
     parser.add_argument("--data", metavar="DIR", help="with `all`: a folder of datasets; what it allows is run")
@@ -115,7 +115,9 @@ def evaluate(words: list[str]) -> int:
         say(f"{len(reports)} evaluations: {os.path.join(out, 'table.md')}")
         return 0
     if given.name not in build.EVALUATIONS:
-        raise UserError(f"no evaluation {given.name}; there are {', '.join(build.EVALUATIONS)}")
+        from maskwise.recipe_schema import nearest
+
+        raise UserError(f"no evaluation {given.name}{nearest(given.name, build.EVALUATIONS)}; there are {', '.join(build.EVALUATIONS)}")
     if given.data is not None:
         raise UserError(f"evaluate {given.name}: --data goes with `all`; give train=DIR test=DIR")
 
@@ -160,6 +162,22 @@ def show(words: list[str]) -> int:
 
     recipe = read_recipe(given.recipe, *given.overrides)
     say(f"# {recipe.source}, hash {recipe.hash()}\n{recipe.explained()}", end="")
+    return 0
+
+
+def list_(words: list[str]) -> int:
+    """say what there is: poolings, maskings, methods, backbones, datasets, evaluations, recipes"""
+    parser = Parser("maskwise list", description="Say what there is to choose from, read from the code's own tables.")
+    parser.add_argument("table", metavar="TABLE", nargs="?", help="poolings, maskings, methods, backbones, datasets, evaluations or recipes")
+    given = parser.parse_args(words)
+    import shutil
+
+    from maskwise.listing import LISTINGS, listing
+
+    if given.table is None:
+        say("\n".join(f"maskwise list {name:<12} {make.__doc__}" for name, make in LISTINGS.items()))
+    else:
+        say(listing(given.table).text(shutil.get_terminal_size().columns if sys.stdout.isatty() else None))
     return 0
 
 
@@ -259,7 +277,7 @@ def bench(words: list[str]) -> int:
     return 0
 
 
-VERBS = {"train": train, "doctor": doctor, "evaluate": evaluate, "look": look, "show": show, "export": export, "convert": convert, "report": report, "bench": bench}
+VERBS = {"train": train, "doctor": doctor, "evaluate": evaluate, "look": look, "show": show, "list": list_, "export": export, "convert": convert, "report": report, "bench": bench}
 
 
 def free_options(words: list[str], verb: str) -> dict[str, object]:

@@ -95,3 +95,17 @@ def test_every_trainable_parameter_has_a_gradient(masking, pooling):
     dino(*crops()[:2], step=0, epoch=0, sample_ids=torch.arange(4))["loss"].backward()
     missing = [name for name, p in dino.named_parameters() if p.requires_grad and p.grad is None]
     assert not missing
+
+
+@pytest.mark.parametrize("masking", ["random", "block", "attmask_high", "attmask_low", "attmask_hint"])
+def test_with_a_mask_it_is_ibot_without_its_patch_term(masking):
+    """The papers' DINO + mask is iBOT with lambda2 = 0 (attmask.md 2.6, fact 30)."""
+    made = [method(name, masking, drop_path=0.1, **options) for name, options in (("dino", {}), ("ibot", {"lambda2": 0.0}))]
+    global_crops, local_crops, ids = crops()
+    answers = [each(global_crops, local_crops, step=3, epoch=0, sample_ids=ids) for each in made]
+    assert answers[0]["mask_share"].item() == answers[1]["mask_share"].item() > 0
+    assert answers[0]["loss"].item() == pytest.approx(answers[1]["loss"].item(), rel=1e-12)
+    for answer in answers:
+        answer["loss"].backward()
+    for (name, one), (_, two) in zip(made[0].student.named_parameters(), made[1].student.named_parameters()):
+        torch.testing.assert_close(one.grad, two.grad, rtol=1e-9, atol=1e-13, msg=name)

@@ -1,11 +1,12 @@
 """Evaluations: (encoder, data, world, **options) -> Report, each a function of extracted features."""
 
 from maskwise.evaluation import (
-    attentive, background, clustering, copy_detection, finetune, knn, linear, logistic, masked, recall, retrieval, robustness,
+    attentive, background, clustering, copy_detection, few_shot, finetune, knn, linear, logistic, masked, recall, retrieval, robustness,
 )  # fmt: skip
 
 EVALUATIONS = {
     "knn": knn.knn,
+    "few_shot": few_shot.few_shot,
     "linear": linear.linear,
     "logistic": logistic.logistic,
     "attentive": attentive.attentive,

@@ -62,8 +62,7 @@ def knn(
         found = accuracies(bank, train.labels, queries, test.labels, asked, temperature, device, world)
         numbers |= {f"{name}_top{top}_k{used}": value for used, both in found.items() for top, value in both.items()}
         for per_class in shots:
-            few_k, starts = FEW_SHOT[per_class]
-            runs = [rows for start in starts if len(rows := few_shot_indices(train.labels, per_class, start))]
+            few_k, runs = FEW_SHOT[per_class][0], few_shot_runs(train.labels, per_class).values()
             scores = [accuracies(bank[rows], train.labels[rows], queries, test.labels, (few_k,), temperature, device, world) for rows in runs]
             numbers[f"{name}_few_shot_{per_class}"] = sum(both[1] for score in scores for both in score.values()) / len(scores)
     headline = min(_HEADLINE if _HEADLINE in asked else asked[0], len(train))
@@ -134,6 +133,19 @@ def few_shot_indices(labels: Tensor, per_class: int, start: int) -> Tensor:
     _, counts = torch.unique_consecutive(labels[grouped], return_counts=True)
     rank = torch.arange(len(labels)) - torch.repeat_interleave(counts.cumsum(0) - counts, counts)
     return grouped[(rank >= start) & (rank < start + per_class)].sort().values
+
+
+def few_shot_runs(labels: Tensor, per_class: int) -> dict[int, Tensor]:
+    """The published runs that the smallest class can fill: first file -> indices, in file order.
+
+    Raises UserError where a class has fewer than per_class images, or per_class has no published runs. attmask.md 5.2.
+    """
+    if per_class not in FEW_SHOT:
+        raise UserError(f"few-shot k-NN is defined for {', '.join(map(str, FEW_SHOT))} images per class, not {per_class}")
+    smallest = int(torch.unique(torch.as_tensor(labels), return_counts=True)[1].min())
+    if smallest < per_class:
+        raise UserError(f"few-shot k-NN with {per_class} images per class, and the smallest class has {smallest}; ask for fewer, or give more images")
+    return {start: few_shot_indices(labels, per_class, start) for start in FEW_SHOT[per_class][1] if start + per_class <= smallest}
 
 
 def accuracies(

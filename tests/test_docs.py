@@ -1,0 +1,147 @@
+"""Every example of README.md and docs/: commands are run in miniature (or checked word by word), recipes read, Python executed.
+
+A fenced block runs as it stands, with three things changed: paths of the docs stand for small folders made here (PATHS), `train` gets the sizes of
+tests/recipes/miniature.py and two steps, and --out begins empty. Verbs outside RUN, and blocks under `<!-- checked, not run -->`, are checked: the verb, its
+flags, its recipe and its options must exist.
+"""
+
+import inspect
+import re
+import shlex
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from recipes.miniature import SIZES
+
+from maskwise import build, cli
+from maskwise.recipe import read_recipe, shipped
+from maskwise.recipe_evaluations import options_of
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PATHS = {"/data/imagenet": "photos", "/path/to/images": "photos", "/path/to/labelled/train": "photos/train", "/path/to/labelled/val": "photos/val"}
+RUN = {"train", "show", "list", "look", "export", "report", "evaluate knn", "evaluate few_shot"}
+TWO_STEPS = ("train.steps=2", "optimizer.warmup_epochs=1", "teacher.warmup_temp_epochs=1", "train.precision=fp32")
+MARKER = "<!-- checked, not run -->"
+
+
+def blocks():
+    """(page, number, language, text, whether it is only to be checked) of every fenced block."""
+    for page in PAGES:
+        found = re.finditer(rf"(?:({re.escape(MARKER)})\n+)?^```(\w*)\n(.*?)^```", page.read_text(encoding="utf-8"), re.M | re.S)
+        for number, match in enumerate(found, start=1):
+            yield pytest.param(match[2], match[3], bool(match[1]), id=f"{page.name}-{number}")
+
+
+def commands(text):
+    """The words of each maskwise, bash or torchrun line, remarks and prompts taken off."""
+    for line in text.replace("\\\n", " ").splitlines():
+        words = shlex.split(line.removeprefix("$ "), comments=True)
+        if words and words[0] in ("maskwise", "bash", "torchrun"):
+            yield [PATHS.get(word, "=".join([*word.split("=", 1)[:1], PATHS.get(word.split("=", 1)[1], word.split("=", 1)[1])]) if "=" in word else word) for word in words]
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """A folder with what the examples name: labelled photographs, two files, a finished run, a recipe."""
+    folder = tmp_path_factory.mktemp("docs")
+    generator = torch.Generator().manual_seed(0)
+    for split, count in (("train", 20), ("val", 2)):
+        for name in ("cats", "dogs"):
+            (folder / "photos" / split / name).mkdir(parents=True)
+            for i in range(count):
+                pixels = torch.randint(0, 256, (36, 40, 3), generator=generator, dtype=torch.uint8).numpy()
+                Image.fromarray(pixels).save(folder / "photos" / split / name / f"{i:02d}.png")
+    for name in ("photo1.jpg", "photo2.jpg"):
+        Image.fromarray(pixels).save(folder / name)
+    recipe = read_recipe("attmask/100pct_high", *SIZES, *TWO_STEPS, f"data.path={folder / 'photos'}")
+    assert build.train(recipe, out=folder / "runs" / "mine", quiet=True)["status"] == "complete"
+    texts = [param.values[1] for param in blocks() if param.values[0] == "yaml"]
+    (folder / "mine.yaml").write_text(texts[-1])
+    return folder
+
+
+@pytest.fixture
+def folder(made, tmp_path, monkeypatch):
+    """A copy of it to work in."""
+    shutil.copytree(made, tmp_path / "here")
+    monkeypatch.chdir(tmp_path / "here")
+    return tmp_path / "here"
+
+
+def run(words, fresh):
+    """Run one command of the docs in miniature."""
+    if words[0] == "train":
+        out = next((word for before, word in zip(words, words[1:]) if before == "--out"), None)
+        if out and out not in fresh:
+            shutil.rmtree(out, ignore_errors=True)
+            fresh.add(out)
+        words = [*words, *SIZES, *TWO_STEPS]
+    assert cli.main(words) == 0, words
+
+
+def check(words):
+    """Verb, flags, recipe and options of a command exist."""
+    verb, rest = words[0], words[1:]
+    assert verb in cli.VERBS, f"no verb {verb}"
+    source = inspect.getsource(cli.VERBS[verb])
+    assert all(f'"{flag.partition("=")[0]}"' in source for flag in rest if flag.startswith("--")), rest
+    if verb in ("train", "show", "doctor"):
+        recipe = next((word for word in rest if word in shipped() or word.endswith(".yaml")), None)
+        if recipe:
+            read_recipe(recipe, *(word for word in rest if re.match(r"\w+(\.\w+)?=", word)))
+    if verb == "evaluate" and rest[0] in build.EVALUATIONS:
+        options = [word for word in rest[2:] if "=" in word and not word.startswith("--")]
+        options_of(options, "evaluate", build.evaluate, build.EVALUATIONS[rest[0]])
+
+
+@pytest.mark.parametrize("language, text, checked", list(blocks()))
+def test_an_example(folder, language, text, checked, capfd):
+    if language == "yaml":
+        Path("block.yaml").write_text(text)
+        read_recipe("block.yaml")
+    elif language == "python" and not checked:
+        torch.manual_seed(0)
+        exec(compile(text, "example", "exec"), {"images": torch.randn(2, 3, 32, 32)})
+    fresh: set[str] = set()
+    for words in commands(text) if language != "python" else ():
+        if words[0] == "bash":
+            assert (ROOT / words[1]).is_file(), words
+            words = ["torchrun", *words[2:]] if words[1] == "launch/torchrun.sh" else []
+        if words and words[0] == "torchrun":
+            words = words[words.index("maskwise") + 1 :] if "maskwise" in words else ["train", *words[1:]]
+            check(words)
+        elif words:
+            name = f"evaluate {words[2]}" if words[1] == "evaluate" else words[1]
+            run(words[1:], fresh) if name in RUN and not checked else check(words[1:])
+
+
+def test_there_are_examples_of_the_verbs():
+    seen = {words[1] for block in blocks() if block.values[0] != "python" for words in commands(block.values[1]) if words[0] == "maskwise"}
+    assert {"train", "evaluate", "look", "show", "list"} <= seen
+
+
+def test_links_between_pages_hold():
+    for page in PAGES:
+        text = page.read_text(encoding="utf-8")
+        for link in re.findall(r"(?<!!)\[[^\]]*\]\(([^)#:]+)(?:#[\w-]*)?\)", text):
+            assert (page.parent / link).exists(), f"{page.name}: {link}"
+        for target, anchor in re.findall(r"\]\(([\w.]+\.md)#([\w-]+)\)", text):
+            titles = re.findall(r"^#+ (.*)$", (page.parent / target).read_text(encoding="utf-8"), re.M)
+            assert anchor in {re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in titles}, f"{page.name}: {target}#{anchor}"
+
+
+def test_every_shipped_recipe_is_in_the_page_with_its_published_numbers():
+    from maskwise.recipe import SHIPPED
+    from maskwise.recipe_text import header
+
+    text = (ROOT / "docs" / "recipes.md").read_text(encoding="utf-8")
+    for name in shipped():
+        assert f"`{name}`" in text, f"docs/recipes.md does not name {name}"
+        numbers = re.findall(r"(?:k-NN|linear) (\d+\.\d)", header((SHIPPED / f"{name}.yaml").read_text()).published)
+        if not name.startswith("pretrain/"):
+            said = re.search(rf"`{name}`(?: \||,| \()? ?((?:\d+\.\d(?: / )?)*)", text)
+            assert re.findall(r"\d+\.\d", said[1]) == numbers, f"{name}: {said[0]} and {numbers}"

@@ -257,7 +257,7 @@ def test_the_recipes_continue_in_miniature(tmp_path, name):
     else:
         content = training_file("dino") if name == "dino_vits16" else training_file("ibot") if name == "ibot_vits16" else vit()
     torch.save(content, tmp_path / "file.pth")
-    config = maskwise.read_recipe(f"continue/{name}", *sizes, *crops, f"method.start_from={tmp_path / 'file.pth'}", "evaluate.knn_every=0")
+    config = maskwise.read_recipe(f"continue/{name}", *sizes, *crops, f"method.start_from={tmp_path / 'file.pth'}", "evaluate.knn_every=0", "optimizer.min_lr=0")
     trainer = build.trainer(config, images=16, precision="fp32")
     assert trainer.still_steps == (0 if name in ("ibot_vits16", "dino_vits16") else 8)
     assert bool(trainer.step(torch.randn(8, 3, 32, 32), torch.randn(40, 3, 16, 16))["ok"])

@@ -152,7 +152,7 @@ MUTANTS = {
     "LARS trusting vectors": Mutant("engine/optim.py", {"        if parameter.ndim == 1:\n            return parameter.grad\n": ""}, OPTIM),
     "last layer never held": Mutant("engine/trainer.py", {"if epoch < self.freeze_last_layer:": "if False:"}, TRAINER),
     # around the training
-    "student exported": Mutant("export/layouts.py", {'front = f"{weights}.encoder."': 'front = "student.encoder."'}, "tests/export"),
+    "student exported": Mutant("export/source.py", {'front = f"{role}.{part}."': 'front = f"student.{part}."'}, "tests/export/test_layouts.py"),
     "k-NN without L2": Mutant("evaluation/knn.py", {"F.normalize(rows if rows.dtype == torch.float64 else rows.float(), dim=1)": "rows.float()"},
                               "tests/evaluation/test_knn.py"),
     "cached features whatever the settings": Mutant(

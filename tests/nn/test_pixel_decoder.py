@@ -41,4 +41,4 @@ def test_the_convolution_is_a_sum_over_neighbours():
 def test_how_it_starts():
     made = PixelDecoder(384, (16, 16))
     assert made.pixels.weight.shape == (768, 384) and not made.pixels.bias.any() and not made.neighbours.bias.any()
-    assert abs(float(made.pixels.weight.std()) - 0.02) < 1e-3 and abs(float(made.neighbours.weight.std()) - 0.02) < 1e-3
+    assert abs(made.pixels.weight.std().item() - 0.02) < 1e-3 and abs(made.neighbours.weight.std().item() - 0.02) < 1e-3

@@ -290,3 +290,17 @@ def test_layouts_are_told_by_their_keys(tmp_path):
     for layout in ("dino", "ibot", "simpool"):
         assert layouts.read(saved(training_file(layout, gamma=2.0), tmp_path / f"{layout}.pth")).layout == layout
     assert set(legacy.LAYOUTS) < set(layouts.LAYOUTS)
+
+
+def test_the_command_line_says_it_all(tmp_path, capsys):
+    from maskwise import cli
+
+    path = saved(training_file("ibot"), tmp_path / "ibot.pth")
+    assert cli.main(["convert", str(path), "--to", str(tmp_path / "ours"), "num_heads=1"]) == 0
+    said = capsys.readouterr().out.splitlines()
+    assert said[0] == f"read     {path} as ibot" and said[1] == "matched  79 tensors (teacher 30, student 31, teacher head 8, student head 8, centers 2)"
+    assert said[2] == "missing  none" and said[-1].startswith("wrote ")
+    assert cli.main(["convert", str(tmp_path / "ours"), "--to", str(tmp_path / "x.pth")]) == 2
+    assert "a file needs --layout" in capsys.readouterr().err
+    assert cli.main(["convert", str(path), "--to", str(tmp_path / "y.pth"), "--layout", "ibot", "num_head=1"]) == 2
+    assert "load takes no num_head" in capsys.readouterr().err and not (tmp_path / "y.pth").exists()

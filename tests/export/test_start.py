@@ -265,7 +265,7 @@ def test_the_recipes_continue_in_miniature(tmp_path, name):
 
 @pytest.mark.slow
 def test_two_ranks_start_and_warm_up(files, tmp_path):
-    """Both ranks take up the file and nobody waits while the encoder stands still; tests/test_two_ranks.py holds the numbers."""
+    """Both ranks take up the file, nobody waits while the encoder stands still, and the losses are those of one process."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
@@ -278,6 +278,9 @@ def test_two_ranks_start_and_warm_up(files, tmp_path):
     ends = [(child.communicate(timeout=600)[1], child.returncode) for child in children]
     assert all(code == 0 for _, code in ends), ends
     assert "head warm-up: the encoder stands still for 8 of 8 steps" in ends[0][0] and not ends[1][0]
+    maskwise.train(maskwise.read_recipe("debug/tiny", *words), out=tmp_path / "alone", quiet=True)
+    losses = [[line["loss"] for line in lines(tmp_path / name) if "loss" in line] for name in ("run", "alone")]
+    assert len(losses[0]) == 4 and losses[0] == pytest.approx(losses[1], rel=1e-4)
     trained, own = state(tmp_path / "run"), torch.load(files / "backbone.pth")
     for role in ("student", "teacher"):
         assert torch.equal(trained[f"model/{role}.encoder.backbone.pos_embed"], own["pos_embed"])

@@ -1,8 +1,8 @@
 """Bytes of a step by what they are for, with each option: `python -m benchmarks.memory [--batch 64] [--json FILE]`.
 
-Counted on a CPU at a small batch, in which everything but weights and moments is proportional, so that a GPU's need is known before
-there is one: activations that autograd saves under bf16 autocast, weights, gradients, moments, crops. What lives inside one
-operation, and the allocator's spare room, come on top.
+Counted on a CPU at two small batches, between which everything grows evenly, so that a GPU's need is known before there is one:
+what autograd saves under bf16 autocast (activations, and bf16 copies of the weights), weights, gradients, moments, crops. What
+lives inside one operation, and the allocator's spare room, come on top.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ OPTIONS = {
 
 
 def measure(recipe: str, overrides: list[str], batch: int, counted: int) -> dict:
-    """Bytes of a batch of `batch` images, from a count with `counted` of them."""
+    """Bytes of a batch of `batch` images, from counts with `counted` and with twice as many."""
     from maskwise import build
     from maskwise.bench import machine, memory
     from maskwise.bench.contender import random_crops
@@ -31,15 +31,18 @@ def measure(recipe: str, overrides: list[str], batch: int, counted: int) -> dict
 
     world, rows = World(), {}
     for name, words in OPTIONS.items():
-        made = read_recipe(recipe, f"train.batch_size={counted}", "evaluate.knn_every=0", *words, *overrides)
-        trainer = build.trainer(made, world, images=1000 * counted, precision="bf16")
-        found = memory.estimate(trainer, *random_crops(made, world.device))
+        found = []
+        for images in (counted, 2 * counted):
+            made = read_recipe(recipe, f"train.batch_size={images}", "evaluate.knn_every=0", *words, *overrides)
+            trainer = build.trainer(made, world, images=1000 * images, precision="bf16")
+            found.append(memory.estimate(trainer, *random_crops(made, world.device)))
+        small, large = found
         for accumulate in (1, 2, 4):
-            scale = batch / accumulate / counted
-            grown = {key: round(found[key] * scale) for key in ("activations", "crops")}
-            grown["crops"] *= accumulate
-            fixed = {key: found[key] for key in ("weights", "gradients", "moments")}
-            rows[f"{name}, accumulate {accumulate}"] = {**grown, **fixed, "total": sum(grown.values()) + sum(fixed.values())}
+            row = {}
+            for kind in ("activations", "crops", "weights", "gradients", "moments"):
+                images = batch if kind == "crops" else batch / accumulate
+                row[kind] = round(small[kind] + (large[kind] - small[kind]) * (images - counted) / counted)
+            rows[f"{name}, accumulate {accumulate}"] = {**row, "total": sum(row.values())}
     return {"recipe": recipe, "overrides": overrides, "batch": batch, "counted": counted, "machine": machine.about(world.device), "rows": rows}
 
 
@@ -58,7 +61,7 @@ def main(words: list[str] | None = None) -> int:
     if options.json:
         Path(options.json).write_text(json.dumps(result, indent=1) + "\n")
     kinds = list(next(iter(result["rows"].values())))
-    print(f"GiB at batch {options.batch}, counted at {options.counted}")
+    print(f"GiB at batch {options.batch}, counted at {options.counted} and {2 * options.counted}")
     print(table([["options", *kinds], *([name, *(row[kind] / 2**30 for kind in kinds)] for name, row in result["rows"].items())]))
     return 0
 

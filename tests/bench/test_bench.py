@@ -6,22 +6,26 @@ import pytest
 import torch
 from torch import nn
 
-from maskwise.bench import BENCHES, parts
+from maskwise.bench import BENCHES, contender, parts
 from maskwise.bench import knn as bench_knn
+from maskwise.bench import step as bench_step
 from maskwise.bench import train as bench_train
 from maskwise.bench.table import table
 from maskwise.cli import main
+from maskwise.functional.errors import UserError
 
 
 @pytest.mark.slow
-def test_a_step_beside_the_plain_one(tmp_path, capsys):
+def test_a_step_beside_the_plain_one_and_timm_parts(tmp_path, capsys):
     file = tmp_path / "step.json"
-    words = ["bench", "step", "debug/tiny", "--batch", "4", "--blocks", "2", "--threads", "1", "--repeats", "3", "--against", "plain", "--json", str(file)]
+    words = ["bench", "step", "debug/tiny", "--batch", "4", "--blocks", "2", "--threads", "1", "--repeats", "3", "--against", "plain,timm", "--json", str(file)]
     assert main(words) == 0
     assert "AttMask alone" in capsys.readouterr().out
     found = json.loads(file.read_text())
     ours, plain = (found["contenders"][kind] for kind in ("ours", "plain"))
-    assert found["against"]["loss_difference"] < 1e-5, "the same work"
+    assert set(found["against"]) == {"plain", "timm"}
+    assert all(each["loss_difference"] < 1e-5 for each in found["against"].values()), "the same work"
+    assert plain["flops_per_step"] > found["contenders"]["timm"]["flops_per_step"] > ours["flops_per_step"]
     assert ours["first_step"]["mask_share"] == pytest.approx(plain["first_step"]["mask_share"])
     assert plain["flops_per_step"] > ours["flops_per_step"] > 0 and plain["host_reads_per_step"] > ours["host_reads_per_step"]
     assert len(ours["turns"]) == len(plain["turns"]) == 2
@@ -64,6 +68,16 @@ def test_a_clock_counts_the_innermost_part_and_leaves_no_trace():
         assert thing.outer() == 5
     assert set(clock.seconds) == {"a", "b", "rest"} and all(value > 0 for value in clock.seconds.values())
     assert not vars(thing)
+
+
+def test_baselines_are_those_installed_or_those_named(monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(contender.importlib.util, "find_spec", lambda name: None if name == "lightly" else object())
+        assert bench_step.baselines(None) == ["plain", "timm"] and bench_step.baselines("timm, plain,timm") == ["timm", "plain"] and bench_step.baselines("nobody") == []
+        with pytest.raises(UserError, match="lightly is not installed"):
+            bench_step.baselines("plain,lightly")
+        with pytest.raises(UserError, match="knows plain, timm, lightly and nobody, not `nobdy`"):
+            bench_step.baselines("nobdy")
 
 
 def test_mistakes_are_one_line(capsys, tmp_path):

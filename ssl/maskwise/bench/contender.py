@@ -1,6 +1,6 @@
 """One implementation in a process of its own: it answers requests, one JSON object a line, so that several can take turns.
 
-`python -m maskwise.bench.contender KIND` with KIND ours or plain. Requests: {"do": "start", ...}, {"do": "steps", "count": n},
+`python -m maskwise.bench.contender KIND` with KIND ours or one of BASELINES. Requests: {"do": "start", ...}, {"do": "steps", "count": n},
 {"do": "count"}, {"do": "parts", "count": n}, {"do": "matmul"}, {"do": "attmask", "repeats": n}, {"do": "end"}.
 """
 
@@ -15,7 +15,17 @@ import sys
 import time
 from pathlib import Path
 
-PLAIN = Path(__file__).resolve().parents[3] / "benchmarks" / "plain.py"
+BENCHMARKS = Path(__file__).resolve().parents[3] / "benchmarks"
+# name: file under benchmarks/, class, what must be installed
+BASELINES = {"plain": ("plain.py", "PlainStep", "torch"), "timm": ("timm_parts.py", "TimmStep", "timm"), "lightly": ("timm_parts.py", "LightlyStep", "lightly")}
+
+
+def missing(kind: str) -> str | None:
+    """What keeps a baseline from running here, in words; None where it can."""
+    file, _, package = BASELINES[kind]
+    if not (BENCHMARKS / file).is_file():
+        return f"benchmarks/{file} is not here; it comes with a checkout"
+    return None if importlib.util.find_spec(package) else f"{package} is not installed; pip install {package}"
 
 
 class Contender:
@@ -101,24 +111,25 @@ class Ours:
         return found
 
 
-class Plain:
-    """benchmarks/plain.py with the weights, crops, ratios and schedules of ours."""
+class Baseline:
+    """A step of benchmarks/ with the weights, crops, ratios and schedules of ours."""
 
-    def __init__(self, recipe: str, overrides: list[str], keep_memory: bool = False):
+    def __init__(self, kind: str, recipe: str, overrides: list[str], keep_memory: bool = False):
         ours = Ours(recipe, overrides, keep_memory)
         self.recipe, self.device, self.batch, self.crops = ours.recipe, ours.device, ours.batch, ours.crops
         method, self.trainer_ = ours.trainer.method, ours.trainer
-        spec = importlib.util.spec_from_file_location("plain", PLAIN)
-        plain = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(plain)
+        file, name, _ = BASELINES[kind]
+        spec = importlib.util.spec_from_file_location(Path(file).stem, BENCHMARKS / file)
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
         backbone, head = method.student.encoder.backbone, self.recipe.head
         shape = dict(
             size=backbone.image_size[0], patch=backbone.patch_size[0], dim=backbone.dim, depth=backbone.depth, heads=backbone.num_heads,
             prototypes=head.prototypes, hidden=head.hidden, bottleneck=head.bottleneck,
         )  # fmt: skip
-        self.plain = plain.PlainStep(shape, student_temp=method.student_temp, center_momentum=method.center_momentum,
-                                     clip=self.recipe.optimizer.clip, device=self.device)  # fmt: skip
-        self.plain.load(method.state_dict())
+        known = {"student_temp": method.student_temp, "center_momentum": method.center_momentum, "clip": self.recipe.optimizer.clip, "device": self.device}
+        self.baseline = getattr(module, name)(shape, **known)
+        self.baseline.load(method.state_dict())
         self.ratios, self.temperatures = method.masking.ratios, (method.cls_temperature, method.patch_temperature)
         self.schedules = self.trainer_.lr, self.trainer_.weight_decay, self.trainer_.momentum
         self.hold = self.trainer_.freeze_last_layer * self.trainer_.steps_per_epoch
@@ -136,11 +147,11 @@ class Plain:
         globals_, locals_ = (list(crops.split(self.batch)) for crops in self.crops)
         lr, decay, momentum = (each(step) for each in self.schedules)
         cls_temp, patch_temp = (each(0) for each in self.temperatures)
-        seen = self.plain.step(
+        seen = self.baseline.step(
             globals_, locals_, ratios, teacher_temp=cls_temp, patch_temp=patch_temp, lr=lr, weight_decay=decay, momentum=momentum, hold_last_layer=step < self.hold
         )
         self.step_index += 1
-        return seen
+        return {key: float(value) for key, value in seen.items()}
 
 
 def random_crops(recipe, device):
@@ -166,7 +177,7 @@ def serve(kind: str) -> None:
         request = json.loads(line)
         what = request.pop("do")
         if what == "start":
-            contender = {"ours": Ours, "plain": Plain}[kind](**request)
+            contender = Ours(**request) if kind == "ours" else Baseline(kind, **request)
             answer = {**machine.about(contender.device), "memory": machine.peak_memory(contender.device)}
         elif what == "steps":
             machine.wait(contender.device)

@@ -1,12 +1,13 @@
-"""`maskwise bench step`: one training step on random crops, against the plain 2021 way where the checkout has it."""
+"""`maskwise bench step`: one training step on random crops, against the plain 2021 way and parts of timm and lightly where they are there."""
 
 from __future__ import annotations
 
 import argparse
 import statistics
 
-from maskwise.bench.contender import PLAIN, Contender
+from maskwise.bench.contender import BASELINES, Contender, missing
 from maskwise.bench.table import table
+from maskwise.functional.errors import UserError
 
 COMPARABLE = ["masking=attmask_high", "backbone.drop_path=0", "train.precision=fp32"]
 
@@ -20,18 +21,32 @@ def parser(make=argparse.ArgumentParser) -> argparse.ArgumentParser:
     it.add_argument("--blocks", type=int, default=4, help="turns of each contender (default 4)")
     it.add_argument("--steps", type=int, default=1, help="steps a turn (default 1)")
     it.add_argument("--threads", type=int, default=2, help="CPU threads (default 2)")
-    it.add_argument("--against", choices=("plain", "nobody"), default="plain" if PLAIN.is_file() else "nobody", help="the baseline")
+    it.add_argument("--against", metavar="NAME,NAME", help=f"baselines: {', '.join(BASELINES)}, or nobody (default: those that are installed)")
     it.add_argument("--repeats", type=int, default=200, help="repeats of the attention row and of the masks (default 200)")
     return it
 
 
+def baselines(against: str | None) -> list[str]:
+    """The baselines that are asked for, or all that can run. Raises UserError for one that is unknown or cannot."""
+    if against is None:
+        return [kind for kind in BASELINES if missing(kind) is None]
+    if against == "nobody":
+        return []
+    kinds = list(dict.fromkeys(kind.strip() for kind in against.split(",")))
+    for kind in kinds:
+        if kind not in BASELINES:
+            raise UserError(f"bench step: --against knows {', '.join(BASELINES)} and nobody, not `{kind}`")
+        if why := missing(kind):
+            raise UserError(f"bench step: --against {kind}: {why}")
+    return kinds
+
+
 def run(options) -> dict:
-    """Let the contenders take turns (ours, baseline, baseline, ours, ...) -> what was measured, JSON-able."""
+    """Let the contenders take turns (ours, baselines, baselines, ours, ...) -> what was measured, JSON-able."""
     overrides = [*options.overrides, f"train.batch_size={options.batch}", "evaluate.knn_every=0", "optimizer.warmup_epochs=0"]
-    kinds = ["ours"]
-    if options.against == "plain":
+    kinds = ["ours", *baselines(options.against)]
+    if len(kinds) > 1:
         overrides += COMPARABLE
-        kinds.append("plain")
     request = {"recipe": options.recipe, "overrides": overrides}
     turns: dict[str, list[dict]] = {kind: [] for kind in kinds}
     rates = []
@@ -59,16 +74,18 @@ def run(options) -> dict:
         result["contenders"][kind] = {
             "images_per_second": options.batch / middle, "seconds_per_step": middle, "turns": seconds, "cpu_seconds_per_step": statistics.median(turn["cpu"] / options.steps for turn in turns[kind]),
             "flops_per_step": counts[kind]["flops"], "flops_per_second": counts[kind]["flops"] / middle, "share_of_matmul_rate": counts[kind]["flops"] / middle / rate,
-            "host_reads_per_step": counts[kind]["host_reads"] - 4 * (kind == "ours"),  # the contender itself reads four numbers
+            "host_reads_per_step": counts[kind]["host_reads"] - 4 * (kind != "plain"),  # the contender itself reads four numbers; of the plain step they are its own
             "peak_memory": turns[kind][-1]["memory"], "first_step": first[kind],
         }  # fmt: skip
-    if len(kinds) > 1:
-        ours, other = (result["contenders"][kind] for kind in kinds)
+    result["against"] = {}
+    ours = result["contenders"]["ours"]
+    for kind in kinds[1:]:
+        other = result["contenders"][kind]
         pairs = sorted(b / a for a, b in zip(ours["turns"], other["turns"]))
-        result["against"] = {
-            "baseline": kinds[1], "speed_ratio": statistics.median(pairs), "speed_ratios": pairs, "cpu_time_ratio": other["cpu_seconds_per_step"] / ours["cpu_seconds_per_step"],
+        result["against"][kind] = {
+            "speed_ratio": statistics.median(pairs), "speed_ratios": pairs, "cpu_time_ratio": other["cpu_seconds_per_step"] / ours["cpu_seconds_per_step"],
             "memory_ratio": ours["peak_memory"] / other["peak_memory"], "flops_ratio": other["flops_per_step"] / ours["flops_per_step"],
-            "loss_difference": max(abs(first["ours"][key] - first[kinds[1]][key]) / max(abs(first["ours"][key]), 1e-12) for key in first["ours"]),
+            "loss_difference": max(abs(first["ours"][key] - first[kind][key]) / max(abs(first["ours"][key]), 1e-12) for key in first["ours"]),
         }  # fmt: skip
     result["parts"] = parts
     result["attmask"] = {**attmask, "share_of_step": sum(attmask.values()) / result["contenders"]["ours"]["seconds_per_step"], "repeats": options.repeats}
@@ -90,11 +107,10 @@ def text(result: dict) -> str:
         "",
         table(rows),
     ]
-    if "against" in result:
-        against = result["against"]
+    for kind, against in result["against"].items():
         lines += [
             "",
-            f"{against['speed_ratio']:.2f} x the speed of {against['baseline']} (CPU time {against['cpu_time_ratio']:.2f} x, products {against['flops_ratio']:.2f} x), "
+            f"{against['speed_ratio']:.2f} x the speed of {kind} (CPU time {against['cpu_time_ratio']:.2f} x, products {against['flops_ratio']:.2f} x), "
             f"{against['memory_ratio']:.2f} of its memory; first losses differ by {against['loss_difference']:.1e}",
         ]
     total = sum(result["parts"].values())

@@ -1,9 +1,21 @@
-"""The attention of one query, which is all that masking needs."""
+"""Attention: all of it mixed by one kernel, and that of one query, which is all that masking needs."""
 
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
+
+
+def mix(q: Tensor, k: Tensor, v: Tensor, scale: float, fused: bool) -> Tensor:
+    """Attention of q, k, v [B, H, T, d] -> [B, T, H d], by the fused kernel or by explicit matrices with a softmax in float32 at least."""
+    if fused:
+        mixed = F.scaled_dot_product_attention(q, k, v, scale=scale)
+    else:
+        logits = (q * scale) @ k.transpose(-2, -1)
+        wide = torch.float64 if logits.dtype == torch.float64 else torch.float32
+        mixed = logits.softmax(dim=-1, dtype=wide).to(v.dtype) @ v
+    return mixed.transpose(1, 2).flatten(2)
 
 
 def cls_row(q_cls: Tensor, k: Tensor, scale: float) -> Tensor:

@@ -7,6 +7,8 @@ import torch.nn.functional as F
 from timm.models import eva
 from torch import Tensor
 
+from maskwise.functional import attention
+
 CLASS = eva.Eva
 BLOCKS = (eva.EvaBlock, eva.EvaBlockPostNorm)
 ATTENTIONS = tuple(getattr(eva, name) for name in ("EvaAttention", "AttentionRope") if hasattr(eva, name))
@@ -89,13 +91,7 @@ def attend(attn, x: Tensor, turn: Tensor | None) -> tuple[Tensor, Tensor, Tensor
     shared = attn.num_heads // k.shape[1]
     if shared > 1:
         k, v, still = (each.repeat_interleave(shared, dim=1) for each in (k, v, still))
-    if attn.fused_attn:
-        mixed = F.scaled_dot_product_attention(q, k, v, scale=attn.scale)
-    else:
-        logits = (q * attn.scale) @ k.transpose(-2, -1)
-        wide = torch.float64 if logits.dtype == torch.float64 else torch.float32
-        mixed = logits.softmax(dim=-1, dtype=wide).to(v.dtype) @ v
-    mixed = attn.norm(mixed.transpose(1, 2).flatten(2))
+    mixed = attn.norm(attention.mix(q, k, v, attn.scale, attn.fused_attn))
     gate = getattr(attn, "gate", None)
     return attn.proj(mixed if gate is None else mixed * gate(x).sigmoid()), q, k, still
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-import torch.nn.functional as F
 from timm.layers import Attention, Mlp
 from timm.models import vision_transformer
 from torch import Tensor
 
+from maskwise.functional import attention
 from maskwise.nn import varlen
 from maskwise.nn.checkpointing import again
 from maskwise.nn.varlen import Shapes
@@ -76,10 +76,4 @@ def mix(attn: Attention, qkv: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Attention of [B, T, 3 D] -> [B, T, D], and its q and k [B, H, T, d]."""
     q, k, v = qkv.unflatten(-1, (3, attn.num_heads, attn.head_dim)).permute(2, 0, 3, 1, 4).unbind(0)
     q, k = attn.q_norm(q), attn.k_norm(k)
-    if attn.fused_attn:
-        mixed = F.scaled_dot_product_attention(q, k, v, scale=attn.scale)
-    else:
-        logits = (q * attn.scale) @ k.transpose(-2, -1)
-        wide = torch.float64 if logits.dtype == torch.float64 else torch.float32
-        mixed = logits.softmax(dim=-1, dtype=wide).to(v.dtype) @ v
-    return mixed.transpose(1, 2).flatten(2), q, k
+    return attention.mix(q, k, v, attn.scale, attn.fused_attn), q, k

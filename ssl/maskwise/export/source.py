@@ -14,7 +14,7 @@ from maskwise.export.heads import Unfit, arguments
 from maskwise.functional.errors import UserError
 from maskwise.nn.backbone import Backbone
 from maskwise.nn.encoder import Encoder, encoder_from_spec
-from maskwise.nn.weights import mismatch
+from maskwise.nn.weights import fill
 
 ONLY = "only"
 
@@ -79,7 +79,7 @@ class Source:
             raise UserError(f"{self.origin} has neither a class token nor SimPool weights: there is nothing to pool with")
         state = self.networks[self.role(weights)]
         encoder = build(self.spec, state)
-        fill(encoder, state, self.origin)
+        fill(encoder, state, f"{self.origin} does not fit the encoder", "; name its layout (dino, ibot, attmask, simpool, timm, ...) if it was guessed wrong")
         return encoder
 
     @property
@@ -144,18 +144,6 @@ def build(spec: dict, state: dict[str, Tensor]) -> Encoder:
     spec = copy.deepcopy(spec)
     spec["backbone"]["mask_token"] = "backbone.mask_token" in state
     return encoder_from_spec(spec)
-
-
-def fill(module: torch.nn.Module, state: dict[str, Tensor], origin) -> None:
-    """Load strictly; raises UserError in one line that names keys or shapes."""
-    own = module.state_dict()
-    wrong = mismatch(own.keys() - state.keys(), state.keys() - own.keys())
-    if wrong:
-        raise UserError(f"{origin} does not fit the encoder: it {wrong}; name its layout (dino, ibot, attmask, simpool, timm, ...) if it was guessed wrong")
-    for key, value in state.items():
-        if value.shape != own[key].shape:
-            raise UserError(f"{origin} does not fit the encoder: {key} is {list(value.shape)} there and {list(own[key].shape)} here")
-    module.load_state_dict(state)
 
 
 def _some(keys: list[str], most: int = 3) -> str:

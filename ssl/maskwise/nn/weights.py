@@ -60,6 +60,18 @@ def mismatch(missing, unexpected) -> str:
     return " and ".join(parts)
 
 
+def fill(module, state: dict, refusal: str, keys_remedy: str = "", shapes_remedy: str = "") -> None:
+    """Load strictly; raises UserError in one line that names keys or shapes, between the refusal and its remedy."""
+    own = module.state_dict()
+    wrong = mismatch(own.keys() - state.keys(), state.keys() - own.keys())
+    if wrong:
+        raise UserError(f"{refusal}: it {wrong}{keys_remedy}")
+    for key, value in state.items():
+        if value.shape != own[key].shape:
+            raise UserError(f"{refusal}: {key} is {list(value.shape)} there and {list(own[key].shape)} here{shapes_remedy}")
+    module.load_state_dict(state)
+
+
 def load_pretrained(model, translate, path: str | Path, table_prefix: int, table_grid: tuple[int, int]) -> None:
     """Load pretrained weights strictly; classifier layers are left out, the position table fits any grid.
 
@@ -82,14 +94,7 @@ def load_pretrained(model, translate, path: str | Path, table_prefix: int, table
         state.pop("cls_token", None)
     if table is not None and model.pos_embed is not None:
         state["pos_embed"] = fit_table(table, table_prefix, table_grid, path)
-    own = model.state_dict()
-    wrong = mismatch(own.keys() - state.keys(), state.keys() - own.keys())
-    if wrong:
-        raise UserError(f"{path} does not fit this backbone: it {wrong}; check backbone.name, patch_size and class_token")
-    for key, value in state.items():
-        if value.shape != own[key].shape:
-            raise UserError(f"{path} does not fit this backbone: {key} is {list(value.shape)} there and {list(own[key].shape)} here; check backbone.name")
-    model.load_state_dict(state)
+    fill(model, state, f"{path} does not fit this backbone", "; check backbone.name, patch_size and class_token", "; check backbone.name")
 
 
 def fit_table(table: Tensor, prefix: int, grid: tuple[int, int], path: str | Path) -> Tensor:

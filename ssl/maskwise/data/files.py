@@ -63,10 +63,7 @@ class Files:
 
     def fingerprint(self) -> str:
         """Hex digest of the names and sizes in bytes of all files: changes when the set changes."""
-        digest = hashlib.sha256()
-        for file in self.files:
-            digest.update(f"{file}\0{os.stat(self.root / file).st_size}\0".encode("utf-8", "surrogateescape"))
-        return digest.hexdigest()
+        return names_and_sizes(self.root, self.files)
 
     def stamp(self) -> str:
         """Hex digest of place, names, sizes and dates of all files: changes, too, when a file is written anew at the same size."""
@@ -75,6 +72,14 @@ class Files:
             found = os.stat(self.root / file)
             digest.update(f"{file}\0{found.st_size}\0{found.st_mtime_ns}\0".encode("utf-8", "surrogateescape"))
         return digest.hexdigest()
+
+
+def names_and_sizes(root: Path, files) -> str:
+    """Hex digest of the names of files below a root and of their sizes in bytes."""
+    digest = hashlib.sha256()
+    for file in files:
+        digest.update(f"{file}\0{os.stat(root / file).st_size}\0".encode("utf-8", "surrogateescape"))
+    return digest.hexdigest()
 
 
 def check(per_class: int | None, bits: int) -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,6 +10,7 @@ from torch import Tensor
 
 from maskwise.data.datasets import shortened
 from maskwise.data.decode import decode
+from maskwise.data.files import names_and_sizes
 from maskwise.functional.errors import UserError
 
 
@@ -44,10 +43,7 @@ class Files:
 
     def fingerprint(self) -> str:
         """Hex digest of the names and sizes in bytes of all files."""
-        digest = hashlib.sha256()
-        for file in self.files:
-            digest.update(f"{file}\0{os.stat(self.root / file).st_size}\0".encode("utf-8", "surrogateescape"))
-        return digest.hexdigest()
+        return names_and_sizes(self.root, self.files)
 
 
 class Boxed(Files):

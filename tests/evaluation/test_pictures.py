@@ -7,8 +7,9 @@ import pytest
 import torch
 
 from maskwise.data.shapes import Shapes
+from maskwise.data.subset import evenly
 from maskwise.evaluation.pictures import TILE, attention_sheet, curves, look, training_sheet
-from maskwise.evaluation.quickstart import Some, quickstart
+from maskwise.evaluation.quickstart import quickstart
 from maskwise.evaluation.report import Report
 from maskwise.methods.masking import MASKINGS
 from maskwise.nn import CLS, Backbone, Encoder
@@ -86,6 +87,6 @@ def test_quickstart_without_labels_or_masks(encoder, tmp_path):
 
 def test_some_keeps_rows_and_labels_together():
     whole = Shapes(40, size=32)
-    few = Some(whole, 10)
+    few = evenly(whole, 10)
     assert len(few) == 10 and few.labels.tolist() == [int(whole.labels[4 * i]) for i in range(10)]
     assert torch.equal(few.image(3), whole.image(12)) and torch.equal(few.mask(3), whole.mask(12)) and few.name(3) == whole.name(12)

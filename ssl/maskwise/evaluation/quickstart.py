@@ -7,8 +7,8 @@ import time
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
+from maskwise.data.subset import evenly
 from maskwise.evaluation.hiding import hiding
 from maskwise.evaluation.knn import knn
 from maskwise.evaluation.pictures import attention_sheet, curves
@@ -30,32 +30,6 @@ class Story(Report):
         return self.screen
 
 
-class Some:
-    """At most `count` images of a dataset, evenly spread over it."""
-
-    def __init__(self, dataset, count: int):
-        self.dataset = dataset
-        self.rows = torch.arange(min(count, len(dataset))) * len(dataset) // min(count, len(dataset))
-        self.labels = None if dataset.labels is None else dataset.labels[self.rows]
-        if hasattr(dataset, "mask"):
-            self.mask = lambda i: dataset.mask(int(self.rows[i]))
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def image(self, i: int) -> Tensor:
-        """uint8 [3, H, W] of one image."""
-        return self.dataset.image(int(self.rows[i]))
-
-    def name(self, i: int) -> str:
-        """Name of one image."""
-        return self.dataset.name(int(self.rows[i]))
-
-    def fingerprint(self) -> str:
-        """Digest of the whole set and of how many of it are here."""
-        return f"{self.dataset.fingerprint()}:{len(self)}"
-
-
 def quickstart(encoder, untrained, run_folder, data: dict, *, bank: int = 1024, queries: int = 512) -> Story:
     """Compare a trained encoder with its untrained self, raw pixels and chance; draw it; save it -> Story.
 
@@ -64,7 +38,7 @@ def quickstart(encoder, untrained, run_folder, data: dict, *, bank: int = 1024, 
     """
     begin = time.perf_counter()
     folder = Path(run_folder)
-    few = {"train": Some(data["train"], bank), "test": Some(data["test"], queries)}
+    few = {"train": evenly(data["train"], bank), "test": evenly(data["test"], queries)}
     numbers, protocol, corrupt, digest = {}, {"evaluation": "quickstart"}, {}, few["test"].fingerprint()
     if few["train"].labels is not None and few["test"].labels is not None:
         side = int(encoder.image_size[0]) if hasattr(encoder, "image_size") else 32

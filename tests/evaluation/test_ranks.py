@@ -77,7 +77,7 @@ def both(tmp_path_factory):
     torch.set_num_threads(1)
     whole = measure(None, alone)
     torch.set_num_threads(threads)
-    return whole, [(torch.load(folder / f"features_{r}.pt"), json.loads((folder / f"numbers_{r}.json").read_text())) for r in (0, 1)]
+    return whole, [(torch.load(folder / f"features_{r}.pt", weights_only=True), json.loads((folder / f"numbers_{r}.json").read_text())) for r in (0, 1)]
 
 
 def test_features_bit_for_bit(both):

@@ -24,7 +24,7 @@ import torch
 from PIL import Image, ImageFilter, ImageOps
 
 import maskwise
-from maskwise import build
+from maskwise import build, run_record
 from maskwise.data.datasets import Folder
 from maskwise.data.layouts import imagenet, in9, revisited
 from maskwise.data.subset import evenly
@@ -134,8 +134,8 @@ def save(out: Path, kept: dict) -> None:
 def about(given, run: Path, seconds: float) -> dict:
     """When, where and on what the rows of one side were measured."""
     return {
-        "run": describe(run), "scale": given.scale, "seconds": round(seconds), "date": time.strftime("%Y-%m-%d"), "commit": build.commit(),
-        "machine": build.device_name(torch.device("cpu")), "threads": given.threads, "torch": torch.__version__, "python": platform.python_version(),
+        "run": describe(run), "scale": given.scale, "seconds": round(seconds), "date": time.strftime("%Y-%m-%d"), "commit": run_record.commit(),
+        "machine": run_record.device_name(torch.device("cpu")), "threads": given.threads, "torch": torch.__version__, "python": platform.python_version(),
     }  # fmt: skip
 
 

@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 
 import maskwise
-from maskwise import build
+from maskwise import build, run_record
 from maskwise.data.datasets import Folder
 from maskwise.data.subset import evenly
 from maskwise.evaluation import EVALUATIONS, features
@@ -74,8 +74,8 @@ def record(run: Path, folder: Path, out: Path, images: int | None) -> None:
         data = {"train": evenly(data["train"], images), "test": evenly(data["test"], images)}
     encoders = {"trained": maskwise.load(run), "untrained": build.encoder(read_recipe(run))}
     result = {
-        "date": str(date.today()), "commit": build.commit(), "run": json.loads((run / "run.json").read_text())["recipe_hash"],
-        "device": build.device_name(torch.device("cpu")), "threads": torch.get_num_threads(), "versions": {"torch": torch.__version__, "platform": platform.machine()},
+        "date": str(date.today()), "commit": run_record.commit(), "run": json.loads((run / "run.json").read_text())["recipe_hash"],
+        "device": run_record.device_name(torch.device("cpu")), "threads": torch.get_num_threads(), "versions": {"torch": torch.__version__, "platform": platform.machine()},
         "images": {role: len(found) for role, found in data.items()},
         "extractor_images_per_second": extractor(encoders["trained"], data["train"]), "sweep": sweep(encoders["trained"], data["train"]), "probes": {},
     }  # fmt: skip

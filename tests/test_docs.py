@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 from recipes.miniature import SIZES
 
-from maskwise import build, cli
+from maskwise import build, cli, verbs
 from maskwise.recipe import read_recipe, shipped
 from maskwise.recipe_evaluations import options_of
 
@@ -94,9 +94,9 @@ def check(words):
         recipe = next((word for word in rest if word in shipped() or word.endswith(".yaml")), None)
         if recipe:
             read_recipe(recipe, *(word for word in rest if re.match(r"\w+(\.\w+)?=", word)), try_model=False)
-    if verb == "evaluate" and rest[0] in build.EVALUATIONS:
+    if verb == "evaluate" and rest[0] in verbs.EVALUATIONS:
         options = [word for word in rest[2:] if "=" in word and not word.startswith("--")]
-        options_of(options, "evaluate", build.evaluate, build.EVALUATIONS[rest[0]])
+        options_of(options, "evaluate", verbs.evaluate, verbs.EVALUATIONS[rest[0]])
 
 
 @pytest.mark.parametrize("language, text, checked", list(blocks()))

@@ -12,7 +12,7 @@ HOMES = {
     "push_to_hub": "maskwise.export.release",
     "read_recipe": "maskwise.recipe",
     "train": "maskwise.build",
-    "evaluate": "maskwise.build",
+    "evaluate": "maskwise.verbs",
     "Backbone": "maskwise.nn",
     "Encoder": "maskwise.nn",
     "Features": "maskwise.nn",

@@ -2,22 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
 import importlib.util
-import json
 import os
-import platform
 import shutil
-import subprocess
-import sys
-import time
 from functools import partial
 from pathlib import Path
 
 import torch
 
 from maskwise.data import augment as colour
-from maskwise.data import bands, decoders, loader
+from maskwise.data import bands, loader
 from maskwise.data.datasets import DATASETS
 from maskwise.data.multicrop import MultiCrop
 from maskwise.data.subset import evenly
@@ -30,16 +24,16 @@ from maskwise.engine.optim import check_groups, make_optimizer, parameter_groups
 from maskwise.engine.trainer import Trainer
 from maskwise.evaluation import EVALUATIONS
 from maskwise.evaluation.report import Report
-from maskwise.export import layouts
 from maskwise.export.start import Start
 from maskwise.functional import draws, schedules
 from maskwise.functional.errors import UserError
 from maskwise.methods import METHODS
 from maskwise.methods.masking import MASKINGS
 from maskwise.nn import POOLINGS, Backbone, Encoder, ProjectionHead
-from maskwise.recipe import Recipe, check_run, read_recipe
+from maskwise.recipe import Recipe, check_run
 from maskwise.recipe_evaluations import scheduled
 from maskwise.recipe_schema import named, parameters_of
+from maskwise.run_record import commit, known_run, write_run
 
 
 def row(table: dict, section: str, name: str):
@@ -324,179 +318,3 @@ def of_teacher(name: str, bank, limit_train, test, limit_test, world: World, opt
     """An evaluation of the teacher's encoder on evenly spread parts of the training (without augmentation) and the test images."""
     data = {"train": evenly(bank, limit_train) if limit_train else bank, "test": evenly(test, limit_test) if limit_test else test}
     return EVALUATIONS[name](model.teacher.encoder, data, world, **options)
-
-
-def known_run(folder: Path, recipe: Recipe) -> dict:
-    """run.json of a run that this recipe may continue, {} where there is none; a changed recipe is refused with its diff."""
-    if not (folder / "recipe.yaml").is_file():
-        return {}
-    changed = read_recipe(folder).diff(recipe)
-    if changed:
-        raise UserError(f"{folder} holds a run of another recipe ({'; '.join(changed)}); give the same recipe, or another --out")
-    with contextlib.suppress(OSError, ValueError):
-        return json.loads((folder / "run.json").read_text())
-    return {}
-
-
-def write_run(folder: Path, recipe: Recipe, world: World, precision: str, images: int, start: Start | None = None) -> None:
-    """recipe.yaml (resolved) and run.json: what this run is, and on what it was started."""
-    about = {
-        "precision": precision, "recipe_hash": recipe.hash(), "images": images, "ranks": world.size, "device": device_name(world.device),
-        "decoder": decoders.resolved(recipe.data.decoder),
-        "commit": commit(), "command": " ".join(["maskwise", *sys.argv[1:]]), "started": time.strftime("%Y-%m-%dT%H:%M:%S"),
-        "versions": {"python": platform.python_version(), "torch": torch.__version__},
-    }  # fmt: skip
-    if start:
-        about["start"] = start.about()
-    for name, text in (("run.json", json.dumps(about, indent=2)), ("recipe.yaml", recipe.resolved_yaml())):
-        aside = folder / f".{name}"
-        aside.write_text(text)
-        os.replace(aside, folder / name)
-
-
-def device_name(device: torch.device) -> str:
-    """The device in words."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    return f"{os.cpu_count()} CPU cores ({platform.machine()})"
-
-
-def commit() -> str:
-    """The commit of the checkout that this package runs from, with `+` when files differ from it; "" outside one."""
-    here = Path(__file__).resolve().parent
-    try:
-        answer = subprocess.run(["git", "describe", "--always", "--dirty=+", "--abbrev=12"], cwd=here, capture_output=True, text=True, timeout=5)
-    except (OSError, subprocess.SubprocessError):
-        return ""
-    return answer.stdout.strip() if answer.returncode == 0 else ""
-
-
-def images_at(path, split: str | None = None, channels: int = 3):
-    """A labelled or unlabelled folder, or a list file, as the evaluations take it; a dataset is handed through."""
-    if hasattr(path, "image"):
-        return path
-    kind = "list" if Path(path).expanduser().is_file() else "folder"
-    return DATASETS[kind](path=path, split=split, channels=channels)
-
-
-def laid_out(name: str, role: str, path, channels: int = 3) -> dict:
-    """The images at a path by role: as the evaluation's own layout has them where it has one, else a folder; datasets pass through."""
-    reader = getattr(EVALUATIONS[name], "readers", {}).get(role)
-    if isinstance(path, dict):
-        return path
-    return (reader(path) if reader and isinstance(path, (str, Path)) else {}) or {role: images_at(path, channels=channels)}
-
-
-def handed(key: str, value):
-    """An option that stands for a model: `guide` is an encoder, `head` the projection head of a run."""
-    if not isinstance(value, (str, Path)):
-        return value
-    if key == "head":
-        from maskwise.export.run_head import load_head
-
-        return load_head(value)
-    return layouts.load(value) if key == "guide" else value
-
-
-def evaluate(name: str, model, *, train=None, test=None, world: World | None = None, **options) -> Report:
-    """Run an evaluation on an encoder, or on what `maskwise.load` accepts; train and test are folders or datasets.
-
-    Where they are not given, a run folder's own data serve. What is loaded here goes to this machine's GPU, if there is one, an
-    encoder stays where it is; under torchrun the ranks share the work and all get the report. Raises UserError for an unknown evaluation or missing data.
-    """
-    if name not in EVALUATIONS:
-        raise UserError(f"no evaluation {name}; there are {', '.join(EVALUATIONS)}")
-    built = layouts.load(model) if isinstance(model, (str, Path)) else model
-    data = {}
-    for role, path in (("train", train), ("test", test)):
-        if path is not None:
-            data |= laid_out(name, role, path, len(built.mean))
-    if not data and isinstance(model, (str, Path)) and (Path(model) / "recipe.yaml").is_file():
-        recipe = read_recipe(model)
-        data = {role: found for role in ("train", "test") if (found := dataset(recipe, role)) is not None}
-    options = {key: handed(key, value) for key, value in options.items()}
-    missing = [role for role in getattr(EVALUATIONS[name], "needs", ("train", "test")) if role not in data]
-    if missing:
-        raise UserError(f"evaluate {name}: no {' and no '.join(missing)} images; give {' '.join(f'{role}=FOLDER' for role in missing)} (one subfolder per class)")
-    for role, found in data.items():
-        if role in ("train", "test") and found.labels is None and getattr(EVALUATIONS[name], "labels", True):
-            raise UserError(f"evaluate {name}: {role} has no labels; give a folder with one subfolder per class")
-    loaded = isinstance(model, (str, Path))
-    ours = World.start() if world is None and (loaded or os.environ.get("WORLD_SIZE", "1") != "1") else None
-    world = world or ours or World()
-    try:
-        report = EVALUATIONS[name](built.to(world.device) if loaded else built, data, world, **options)
-        if loaded and Path(model).is_dir() and world.is_main:
-            with contextlib.suppress(OSError):
-                (Path(model) / "reports").mkdir(exist_ok=True)
-                report.save(Path(model) / "reports" / f"{name}.json")
-    finally:
-        if ours is not None:
-            ours.close()
-    return report
-
-
-def evaluate_all(model, folder, out, *, also=(), probe=None, recipe: str | None = None, limit: int | None = None, batch_size: int = 256, say=print) -> dict:
-    """Run every evaluation that a folder of datasets allows; reports, pictures, TensorBoard and table.md go to `out`.
-
-    recipe: whose published numbers stand beside ours, by default the one that the run was started from. Returns {task: Report}.
-    """
-    from maskwise.evaluation.all import everything
-
-    built = layouts.load(model) if isinstance(model, (str, Path)) else model
-    loaded = isinstance(model, (str, Path))
-    also = (also,) if isinstance(also, str) else tuple(also)
-    world = World.start()
-    try:
-        built = built.to(world.device) if loaded else built
-        options = {"recipe": recipe or (recipe_of(model) if loaded else None), "also": also, "probe": probe, "limit": limit, "batch_size": batch_size}
-        return everything(built, folder, out, world, **options, say=say)
-    finally:
-        world.close()
-
-
-def recipe_of(run) -> str | None:
-    """The name of the shipped recipe that a run was started from, as its run.json tells, or None."""
-    with contextlib.suppress(OSError, ValueError, KeyError, IndexError):
-        words = json.loads((Path(run) / "run.json").read_text())["command"].split()
-        return "/".join(Path(words[words.index("train") + 1]).with_suffix("").parts[-2:])
-    return None
-
-
-def look(model, images, out, masking: str = "attmask_high", ratio: float = 0.5) -> Path:
-    """Draw images, the encoder's attention and the mask that a masking makes of it; one PNG sheet at `out`."""
-    from maskwise.data.bands import CorruptImage, decode
-    from maskwise.evaluation.pictures import training_sheet
-    from maskwise.functional.draw import write_png
-
-    built = layouts.load(model) if isinstance(model, (str, Path)) else model
-    if masking not in MASKINGS:
-        raise UserError(f"no masking {masking}; there are {', '.join(MASKINGS)}")
-    shown = []
-    for path in images:
-        if not Path(path).is_file():
-            raise UserError(f"{path} is not a file; give image files")
-        try:
-            shown.append(built.uncoloured(decode(path, str(path), len(built.mean))))
-        except CorruptImage as error:
-            raise UserError(f"cannot read the image {path}: {error}") from None
-    if not shown:
-        raise UserError("no images to look at; name at least one")
-    options = {} if masking == "none" else {"ratio": ratio, "var": 0.0, "prob": 1.0}
-    sheet = training_sheet(built, torch.stack(shown), MASKINGS[masking](seed=0, **options), torch.arange(len(shown)))
-    write_png(out, sheet)
-    return Path(out)
-
-
-def report(run) -> Report:
-    """The tables and pictures of a finished run: k-NN beside the untrained encoder and raw pixels, what is hidden, curves."""
-    from maskwise.evaluation.quickstart import quickstart
-
-    folder = Path(run)
-    if not (folder / "recipe.yaml").is_file():
-        raise UserError(f"{run} is not a run folder (it has no recipe.yaml); give the --out of a training run")
-    recipe = read_recipe(folder)
-    test = dataset(recipe, "test")
-    if test is None:
-        raise UserError(f"{run} names no labelled test images; use `maskwise evaluate knn {run} train=... test=...`")
-    return quickstart(layouts.load(folder), encoder(recipe), folder, {"train": dataset(recipe), "test": test})

@@ -103,26 +103,26 @@ def evaluate(words: list[str]) -> int:
     parser.add_argument("--data", metavar="DIR", help="with `all`: a folder of datasets; what it allows is run")
     parser.add_argument("options", metavar="key=value", nargs="*")
     given = parser.parse_intermixed_args(words)
-    from maskwise import build
+    from maskwise import verbs
     from maskwise.recipe_evaluations import options_of
 
     if given.name == "all":
         if given.data is None:
             raise UserError("evaluate all: no data; give --data DIR, a folder that holds datasets")
-        options = options_of(given.options, "evaluate all", build.evaluate_all)
+        options = options_of(given.options, "evaluate all", verbs.evaluate_all)
         out = given.out or (os.path.join(given.model, "evaluations") if os.path.isdir(given.model) else "evaluations")
-        reports = build.evaluate_all(given.model, given.data, out, **options, say=say)
+        reports = verbs.evaluate_all(given.model, given.data, out, **options, say=say)
         say(f"{len(reports)} evaluations: {os.path.join(out, 'table.md')}")
         return 0
-    if given.name not in build.EVALUATIONS:
+    if given.name not in verbs.EVALUATIONS:
         from maskwise.recipe_schema import nearest
 
-        raise UserError(f"no evaluation {given.name}{nearest(given.name, build.EVALUATIONS)}; there are {', '.join(build.EVALUATIONS)}")
+        raise UserError(f"no evaluation {given.name}{nearest(given.name, verbs.EVALUATIONS)}; there are {', '.join(verbs.EVALUATIONS)}")
     if given.data is not None:
         raise UserError(f"evaluate {given.name}: --data goes with `all`; give train=DIR test=DIR")
 
-    options = options_of(given.options, f"evaluate {given.name}", build.evaluate, build.EVALUATIONS[given.name])
-    report = build.evaluate(given.name, given.model, **options)
+    options = options_of(given.options, f"evaluate {given.name}", verbs.evaluate, verbs.EVALUATIONS[given.name])
+    report = verbs.evaluate(given.name, given.model, **options)
     for key, value in report.numbers.items():
         say(f"{key:<24} {value:.2f}" if isinstance(value, float) and not 0 < abs(value) < 0.01 else f"{key:<24} {value}")
     for line in report.protocol.get("differences", ()):
@@ -143,11 +143,11 @@ def look(words: list[str]) -> int:
     images = [word for word in given.images if os.path.exists(word) or "=" not in word]
     if not images:
         raise UserError("look: no image given; name at least one image file")
-    from maskwise import build
+    from maskwise import verbs
     from maskwise.recipe_evaluations import options_of
 
-    options = options_of([word for word in given.images if word not in images], "look", build.look)
-    build.look(given.model, images, given.out, **options)
+    options = options_of([word for word in given.images if word not in images], "look", verbs.look)
+    verbs.look(given.model, images, given.out, **options)
     say(f"sheet: {given.out}")
     return 0
 
@@ -243,9 +243,9 @@ def report(words: list[str]) -> int:
     parser = Parser("maskwise report", description="k-NN, masks on objects, pictures and curve of a run, beside untrained, pixels and chance.")
     parser.add_argument("run", metavar="RUN", help="a run folder")
     given = parser.parse_intermixed_args(words)
-    from maskwise import build
+    from maskwise import verbs
 
-    text = build.report(given.run)
+    text = verbs.report(given.run)
     if text:
         say(text)
     return 0

@@ -134,7 +134,7 @@ def test_sixteen_bits_are_resized():
 
 
 def test_five_bands_of_sixteen_bits_train_and_are_evaluated(tmp_path):
-    from maskwise import build, load
+    from maskwise import build, load, verbs
     from maskwise.recipe import read_recipe
 
     rng = np.random.default_rng(0)
@@ -150,5 +150,5 @@ def test_five_bands_of_sixteen_bits_train_and_are_evaluated(tmp_path):
     assert build.train(recipe, tmp_path / "run", quiet=True)["status"] == "complete"
     encoder = load(tmp_path / "run")
     assert encoder.mean == (0.5,) * 5 and encoder(encoder.transform(torch.from_numpy(wide((5, 50, 60))))[None]).pooled.shape == (1, 48)
-    report = build.evaluate("knn", encoder, train=tmp_path / "train", test=tmp_path / "val", k=[1])
+    report = verbs.evaluate("knn", encoder, train=tmp_path / "train", test=tmp_path / "val", k=[1])
     assert report.numbers

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from data.test_layouts import copydays_on_disk, cub_on_disk, inshop_on_disk
 from evaluation.on_disk import class_folders, revisited, tiny_encoder
-from maskwise import build
+from maskwise import run_record
 from maskwise.data.layouts import in9
 from maskwise.evaluation import EVALUATIONS, all
 from maskwise.evaluation.published import PUBLISHED, published
@@ -84,9 +84,9 @@ def test_published_numbers_name_recipes_and_numbers_that_exist():
 
 def test_a_run_knows_its_recipe(tmp_path):
     (tmp_path / "run.json").write_text(json.dumps({"command": "maskwise train configs/attmask/20pct_high.yaml --out runs/x"}))
-    assert build.recipe_of(tmp_path) == "attmask/20pct_high"
+    assert run_record.recipe_of(tmp_path) == "attmask/20pct_high"
     (tmp_path / "run.json").write_text(json.dumps({"command": "python my.py"}))
-    assert build.recipe_of(tmp_path) is None and build.recipe_of(tmp_path / "none") is None
+    assert run_record.recipe_of(tmp_path) is None and run_record.recipe_of(tmp_path / "none") is None
 
 
 def test_report_keeps_seeds_and_epochs(tmp_path):

@@ -8,7 +8,7 @@ import pytest
 import torch
 from data.test_layouts import copydays_on_disk, cub_on_disk, inshop_on_disk
 from evaluation.on_disk import class_folders, photograph, revisited, tiny_encoder
-from maskwise import build
+from maskwise import verbs
 from maskwise.data.datasets import Folder
 from maskwise.data.layouts import imagenet, in9
 from maskwise.evaluation import EVALUATIONS, views
@@ -48,14 +48,14 @@ def sane(report, name):
 
 def test_clustering(encoder, classes):
     pytest.importorskip("sklearn")
-    report = build.evaluate("clustering", encoder, test=classes / "val")
+    report = verbs.evaluate("clustering", encoder, test=classes / "val")
     sane(report, "clustering")
     assert report.numbers["clusters_used"] == 3.0 and report.numbers["matched_accuracy"] >= 100 / 3 and report.seeds == {"k-means": 0}
     head = torch.nn.Linear(48, 5)
-    by_head = build.evaluate("clustering", encoder, test=classes / "val", head=head)
+    by_head = verbs.evaluate("clustering", encoder, test=classes / "val", head=head)
     assert by_head.protocol["prototypes"] == 5 and by_head.seeds == {}
     with pytest.raises(UserError, match="into 99 groups of 9 images"):
-        build.evaluate("clustering", encoder, test=classes / "val", clusters=99)
+        verbs.evaluate("clustering", encoder, test=classes / "val", clusters=99)
 
 
 def test_kmeans_is_that_of_scikit_learn_from_the_same_start():
@@ -94,7 +94,7 @@ def test_backgrounds(encoder, classes, tmp_path):
     names = [f"{i:02d}_{name}" for i, name in enumerate(in9.CLASSES)]
     for variant in ("original", "mixed_same", "mixed_rand"):
         class_folders(tmp_path / variant / "val", names, 2)
-    report = build.evaluate("backgrounds", encoder, train=classes / "train", test=tmp_path)
+    report = verbs.evaluate("backgrounds", encoder, train=classes / "train", test=tmp_path)
     sane(report, "backgrounds")
     assert report.numbers["bg_gap"] == report.numbers["mixed_same"] - report.numbers["mixed_rand"] and report.protocol["mapped"] == 3
     judging = judge(encoder, {"train": Folder(classes / "train")})
@@ -104,7 +104,7 @@ def test_backgrounds(encoder, classes, tmp_path):
     right = (table[seen.scores.argmax(1)] == data.labels).double().mean()
     assert report.numbers["original"] == pytest.approx(100 * float(right))
     with pytest.raises(UserError, match="needs a classifier"):
-        build.evaluate("backgrounds", encoder, test=tmp_path)
+        verbs.evaluate("backgrounds", encoder, test=tmp_path)
 
 
 def test_a_probe_may_judge(encoder, classes, tmp_path):
@@ -113,7 +113,7 @@ def test_a_probe_may_judge(encoder, classes, tmp_path):
     class_folders(tmp_path / "original" / "val", [f"{i:02d}_{name}" for i, name in enumerate(in9.CLASSES)], 1)
     weight = torch.zeros(1000, 48)
     save_file({"weight": weight, "bias": torch.eye(1000)[200]}, tmp_path / "probe.safetensors", metadata={"feature": "pooled"})
-    report = build.evaluate("backgrounds", encoder, test=tmp_path, probe=str(tmp_path / "probe.safetensors"))
+    report = verbs.evaluate("backgrounds", encoder, test=tmp_path, probe=str(tmp_path / "probe.safetensors"))
     assert report.numbers["original"] == pytest.approx(100 / 9) and report.protocol["classifier"] == "linear probe"  # everything is a dog
 
 
@@ -126,13 +126,13 @@ def test_images_of_the_size_are_not_touched():
 
 
 def test_masked(encoder, classes):
-    report = build.evaluate("masked", encoder, train=classes / "train", test=classes / "val", ratios=(0.0, 0.5), modes=("high", "low", "random"))
+    report = verbs.evaluate("masked", encoder, train=classes / "train", test=classes / "val", ratios=(0.0, 0.5), modes=("high", "low", "random"))
     sane(report, "masked")
     assert report.numbers["high_0_drop"] == 0.0 and report.numbers["random_0_top1"] == report.numbers["top1"]
-    again = build.evaluate("masked", encoder, train=classes / "train", test=classes / "val", ratios=(0.0, 0.5), modes=("high", "low", "random"))
+    again = verbs.evaluate("masked", encoder, train=classes / "train", test=classes / "val", ratios=(0.0, 0.5), modes=("high", "low", "random"))
     assert again.numbers == report.numbers
     with pytest.raises(UserError, match="guide=MODEL"):
-        build.evaluate("masked", views.RawPixels(8), train=classes / "train", test=classes / "val")
+        verbs.evaluate("masked", views.RawPixels(8), train=classes / "train", test=classes / "val")
 
 
 def test_black_before_normalising():
@@ -197,22 +197,22 @@ def test_restriction_and_real_labels():
 
 
 def test_recall_on_birds_and_garments(encoder, tmp_path):
-    birds = build.evaluate("recall", encoder, test=cub_on_disk(tmp_path / "cub"))
+    birds = verbs.evaluate("recall", encoder, test=cub_on_disk(tmp_path / "cub"))
     sane(birds, "recall")
     assert set(birds.numbers) == {"recall_1", "recall_2", "recall_4"} and "101-200" in birds.protocol["split"]
-    garments = build.evaluate("recall", encoder, test=inshop_on_disk(tmp_path / "inshop"))
+    garments = verbs.evaluate("recall", encoder, test=inshop_on_disk(tmp_path / "inshop"))
     assert set(garments.numbers) == {"recall_1", "recall_10", "recall_20"} and garments.protocol["gallery"] == 3
     assert garments.numbers["recall_10"] == 100.0
-    plain = build.evaluate("recall", encoder, test=tmp_path / "cub" / "CUB_200_2011" / "images", ks=(3,))
+    plain = verbs.evaluate("recall", encoder, test=tmp_path / "cub" / "CUB_200_2011" / "images", ks=(3,))
     assert set(plain.numbers) == {"recall_3"} and plain.protocol["preset"] is None
 
 
 def test_retrieval(encoder, tmp_path):
-    report = build.evaluate("retrieval", encoder, test=revisited(tmp_path), long_side=32)
+    report = verbs.evaluate("retrieval", encoder, test=revisited(tmp_path), long_side=32)
     sane(report, "retrieval")
     assert {f"{variant}_{level}_map" for variant in ("official", "papers") for level in ("easy", "medium", "hard")} <= set(report.numbers)
     assert "not cut" in report.protocol["variants"]["papers"]
-    several = build.evaluate("retrieval", encoder, test=revisited(tmp_path / "b"), variants="papers", multi_scale=True)
+    several = verbs.evaluate("retrieval", encoder, test=revisited(tmp_path / "b"), variants="papers", multi_scale=True)
     assert "official_easy_map" not in several.numbers and several.protocol["multi_scale"] == [1.0, 2**-0.5, 0.5]
 
 
@@ -240,7 +240,7 @@ def test_ranking_by_cosine_with_ties_by_index():
 
 def test_copy_detection(encoder, tmp_path):
     data = copydays_on_disk(tmp_path / "copydays")
-    report = build.evaluate("copy_detection", encoder, test=data)
+    report = verbs.evaluate("copy_detection", encoder, test=data)
     sane(report, "copy_detection")
     assert report.numbers["jpegqual/30_map"] > 50 and report.protocol["copies"] == {"jpegqual/30": 5, "strong": 5}
     for i in range(60):
@@ -270,9 +270,9 @@ def test_whitening_makes_the_covariance_the_identity():
 
 def test_raw_pixels_go_through_every_protocol(classes, tmp_path):
     raw = views.RawPixels(8)
-    assert build.evaluate("knn", raw, train=classes / "train", test=classes / "val", feature="pooled").numbers["top1"] == 100.0  # colours tell the classes
-    assert build.evaluate("recall", raw, test=classes / "val", ks=1).numbers["recall_1"] == 100.0
-    assert build.evaluate("retrieval", raw, test=revisited(tmp_path)).numbers["papers_easy_map"] > 50
+    assert verbs.evaluate("knn", raw, train=classes / "train", test=classes / "val", feature="pooled").numbers["top1"] == 100.0  # colours tell the classes
+    assert verbs.evaluate("recall", raw, test=classes / "val", ks=1).numbers["recall_1"] == 100.0
+    assert verbs.evaluate("retrieval", raw, test=revisited(tmp_path)).numbers["papers_easy_map"] > 50
 
 
 def test_class_pictures(encoder, classes):

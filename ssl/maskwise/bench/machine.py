@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import platform
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -18,6 +17,8 @@ SIDE = 2048  # of the matrices whose product gives the matmul rate
 
 def about(device: torch.device) -> dict:
     """The machine, the versions and the moment, for the head of a JSON file."""
+    from maskwise.run_record import commit  # not by the contenders, whose memory is measured
+
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else processor()
     return {
         "date": time.strftime("%Y-%m-%d %H:%M:%S"), "device": name, "cores": os.cpu_count(), "threads": torch.get_num_threads(),
@@ -34,16 +35,6 @@ def processor() -> str:
         return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
     except (OSError, StopIteration):
         return platform.processor() or platform.machine()
-
-
-def commit() -> str:
-    """The commit of the checkout that this package runs from, with `+` where files differ from it; "" outside one."""
-    try:
-        command = ["git", "describe", "--always", "--dirty=+", "--abbrev=12"]
-        answer = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, timeout=5)
-    except (OSError, subprocess.SubprocessError):
-        return ""
-    return answer.stdout.strip() if answer.returncode == 0 else ""
 
 
 def wait(device: torch.device) -> None:

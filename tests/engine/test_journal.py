@@ -80,6 +80,18 @@ def test_without_a_terminal_a_plain_line_now_and_then(tmp_path, capsys, monkeypa
     ]
 
 
+def test_a_slow_rate_is_not_shown_as_none(tmp_path, capsys, monkeypatch):
+    now = [100.0]
+    monkeypatch.setattr(module.time, "perf_counter", lambda: now[0])
+    journal = Journal(tmp_path, 4, tensorboard=False)
+    journal.open(0)
+    now[0] += 25.0
+    journal.count(1, 8)
+    journal.line(1, {"loss": 5.1})
+    journal.close()
+    assert "  0.32 img/s  " in capsys.readouterr().err
+
+
 def test_a_terminal_gets_one_bar_and_lines_above_it(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(module.sys.stderr, "isatty", lambda: True, raising=False)
     journal = Journal(tmp_path, 4, tensorboard=False)

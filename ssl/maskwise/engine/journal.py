@@ -184,8 +184,9 @@ class Journal:
         self.shown_at = time.perf_counter()
         spent = max(self.shown_at - self.since, 1e-9)
         left = self.seconds / max(self.step, 1) * (self.total_steps - self.step)
+        rate = self.images / spent
         text = (
-            f"step {self.step}/{self.total_steps}  loss {self.loss:.4g}  {self.images / spent:.0f} img/s  "
+            f"step {self.step}/{self.total_steps}  loss {self.loss:.4g}  {rate:.{0 if rate >= 10 else 2}f} img/s  "
             f"data {100 * self.waited / spent:.0f}%  eta {clock(left)}"
         )
         if self.terminal:

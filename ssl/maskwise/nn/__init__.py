@@ -1,9 +1,10 @@
 """Modules with weights: backbone, poolings, encoder, projection head."""
 
 from maskwise.nn.backbone import BACKBONES, Backbone
+from maskwise.nn.classifiers import CLASSIFIERS, LinearClassifier
 from maskwise.nn.encoder import Encoder, encoder_from_spec
 from maskwise.nn.heads import ProjectionHead
 from maskwise.nn.pooling import CLS, POOLINGS, SimPool
 from maskwise.nn.tokens import Features, Pooled, Tokens
 
-__all__ = ["BACKBONES", "CLS", "POOLINGS", "Backbone", "Encoder", "Features", "Pooled", "ProjectionHead", "SimPool", "Tokens", "encoder_from_spec"]
+__all__ = ["BACKBONES", "CLASSIFIERS", "CLS", "POOLINGS", "Backbone", "Encoder", "Features", "LinearClassifier", "Pooled", "ProjectionHead", "SimPool", "Tokens", "encoder_from_spec"]

@@ -1,0 +1,53 @@
+"""Rows of CLASSIFIERS obey their contract; the linear one against products written out."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from maskwise.functional.classification import criterion, smoothed
+from maskwise.functional.errors import UserError
+from maskwise.nn import CLASSIFIERS, Backbone, Encoder, LinearClassifier, SimPool
+
+
+def features(rows=3):
+    encoder = Encoder(Backbone("vit_tiny_patch16_224", image_size=16, patch_size=4, embed_dim=12, depth=2, num_heads=3, class_token=False), SimPool(12), norm="before")
+    return encoder, encoder.eval()
+
+
+def scripted(dim=4, **fields):
+    return SimpleNamespace(dim=dim, pooling=SimpleNamespace(**fields))
+
+
+@pytest.mark.parametrize("name", CLASSIFIERS)
+def test_every_row_gives_logits_and_a_loss_with_gradients(name):
+    torch.manual_seed(0)
+    encoder, _ = features()
+    head = CLASSIFIERS[name](encoder, 5)
+    seen = encoder(torch.randn(3, 3, 16, 16), attention=False, layers=head.layers)
+    assert head.eval()(seen).shape == (3, 5)
+    losses = head.train().losses(seen, smoothed(torch.tensor([0, 4, 2]), 5, 0.1), criterion())
+    losses["loss"].backward()
+    assert losses["loss"].ndim == 0 and all(p.grad is not None and p.grad.isfinite().all() for p in head.parameters())
+
+
+def test_linear_by_hand():
+    head = LinearClassifier(scripted(), 3)
+    x = torch.randn(2, 4)
+    assert torch.allclose(head(SimpleNamespace(pooled=x, vectors=None)), x @ head.linear.weight.T)
+    assert head.linear.weight.std() < 0.05 and not head.linear.bias.any()
+
+
+def test_several_vectors_take_the_largest_logit_of_each_class():
+    head = LinearClassifier(scripted(reduce="max_logit"), 3)
+    vectors = torch.randn(2, 5, 4)
+    expected = torch.stack([(row @ head.linear.weight.T).max(dim=0).values for row in vectors])
+    assert torch.allclose(head(SimpleNamespace(pooled=vectors[:, 0], vectors=vectors)), expected)
+    other = LinearClassifier(scripted(reduce="max"), 3)
+    assert torch.allclose(other(SimpleNamespace(pooled=vectors[:, 0], vectors=vectors)), vectors[:, 0] @ other.linear.weight.T)
+
+
+def test_mistakes_are_told():
+    with pytest.raises(UserError, match="classifier.classes=0"):
+        LinearClassifier(scripted(), 0)
+    with pytest.raises(UserError, match="classifier.dropout=1.0"):
+        LinearClassifier(scripted(), 3, dropout=1.0)

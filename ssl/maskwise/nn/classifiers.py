@@ -13,6 +13,7 @@ from collections.abc import Callable
 from torch import Tensor, nn
 
 from maskwise.functional.errors import UserError
+from maskwise.nn.map_classifier import MAPClassifier
 from maskwise.nn.tokens import Features
 
 
@@ -49,4 +50,4 @@ class LinearClassifier(nn.Module):
         return {"loss": criterion(self(features), targets)}
 
 
-CLASSIFIERS = {"linear": LinearClassifier}
+CLASSIFIERS = {"linear": LinearClassifier, "map": MAPClassifier}

@@ -1,0 +1,103 @@
+"""MAP as a classifier of an encoder's features."""
+
+import pytest
+import torch
+from maskwise.functional.classification import criterion, smoothed
+from maskwise.functional.distillation import map_loss
+from maskwise.functional.errors import UserError
+from maskwise.nn import CLASSIFIERS, POOLINGS, Backbone, Encoder
+from maskwise.nn.map_classifier import MAPClassifier
+
+SIZE = {"dim": 8, "tokens": 2, "heads": 2, "gram_groups": 1, "dropout": 0.0}
+
+
+def encoder(**options):
+    torch.manual_seed(0)
+    backbone = Backbone("vit_tiny_patch16_224", image_size=16, patch_size=4, embed_dim=12, depth=3, num_heads=3, **options)
+    return Encoder(backbone, POOLINGS["simpool"](12), norm="before").double()
+
+
+def images(n=3):
+    return torch.randn(n, 3, 16, 16, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+
+
+def built(model, **options):
+    torch.manual_seed(2)
+    return MAPClassifier(model, 5, **SIZE, **options).double()
+
+
+def test_it_is_a_row_and_takes_the_final_patches_of_a_transformer():
+    model = encoder()
+    head = built(model).eval()
+    assert CLASSIFIERS["map"] is MAPClassifier and head.layers == ()
+    features = model.eval()(images())
+    grid = features.patches.transpose(1, 2).unflatten(2, (4, 4))
+    torch.testing.assert_close(head.maps(features)[0], grid)
+    torch.testing.assert_close(head(features), head.head(([grid])).tokens.mean(1))
+
+
+def test_blocks_of_a_transformer_are_laid_on_the_grid_without_their_prefix():
+    model = encoder()
+    head = built(model, layers=[0, 2]).eval()
+    features = model.eval()(images(), layers=head.layers)
+    first, last = head.maps(features)
+    torch.testing.assert_close(last, features.patches.transpose(1, 2).unflatten(2, (4, 4)))
+    torch.testing.assert_close(first[1, :, 2, 3], features.layers[0][1, 1 + 2 * 4 + 3])
+    assert head(features).shape == (3, 5) and head.head.fuse.join[0].in_channels == 24
+
+
+def test_its_losses_are_the_objective_of_what_it_says():
+    model = encoder()
+    head = built(model, intra=0.5, inter=-0.3, reduction="batchmean", center="probabilities")
+    features = model(images())
+    targets = smoothed(torch.tensor([0, 4, 2]), 5, 0.1).double()
+    state = {key: value.clone() for key, value in head.state_dict().items()}
+    losses = head.losses(features, targets, criterion())
+    head.load_state_dict(state)
+    said = head.say(features)
+    expected = map_loss(said.tokens, said.averaged, targets, criterion(), intra=0.5, inter=-0.3, reduction="batchmean", center="probabilities")
+    assert set(losses) == {"loss", "label", "intra", "inter"}
+    for name, value in expected.items():
+        torch.testing.assert_close(losses[name], value)
+    torch.testing.assert_close(losses["loss"], losses["label"] + 0.5 * losses["intra"] - 0.3 * losses["inter"])
+
+
+def test_no_trainable_parameter_is_without_gradient():
+    model = encoder()
+    head = built(model)
+    head.losses(model(images()), smoothed(torch.tensor([0, 4, 2]), 5), criterion())["loss"].backward()
+    for part in (model, head):
+        for name, parameter in part.named_parameters():
+            assert parameter.requires_grad == (parameter.grad is not None), name
+    assert not any(parameter.requires_grad for parameter in model.pooling.parameters())
+
+
+def test_each_token_alone_and_together():
+    model = encoder().eval()
+    head = built(model).eval()
+    with torch.no_grad():
+        features = model(images())
+        alone = head.each(features)
+        assert alone.shape == (3, 4, 5)
+        biases = sum(group.head.bias for group in head.head.heads)
+        torch.testing.assert_close(head(features), (alone.sum(1) + biases) / 2)
+        head.head.lighten()
+        torch.testing.assert_close(head(features), head.each(features).mean(1))
+
+
+def test_a_light_one_gives_logits_and_is_not_trained():
+    model = encoder().eval()
+    whole, light = built(model).eval(), built(model, light=True).eval()
+    light.load_state_dict({key: value for key, value in whole.state_dict().items() if not key.startswith("head.heads.")})
+    features = model(images())
+    logits = light(features)
+    whole.head.lighten()
+    torch.testing.assert_close(logits, whole(features))
+    with pytest.raises(UserError, match="light=true is for inference"):
+        light.train().losses(features, smoothed(torch.tensor([0, 4, 2]), 5), criterion())
+
+
+def test_mistakes_are_told():
+    for options, words in (({"reduction": "sum"}, "reduction"), ({"level": 4, "layers": [0, 1]}, "level=4 of 2"), ({"tokens": 5, "gram_width": 3}, "5 tokens do not divide the 6 entries")):
+        with pytest.raises(UserError, match=words):
+            MAPClassifier(encoder(), 5, **{**SIZE, **options})

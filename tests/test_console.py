@@ -150,8 +150,8 @@ def test_one_unreadable_image_among_many_is_reported_and_the_run_goes_on(train):
     Path("images/005.png").write_bytes(b"not a picture")
     status, text = train(*FOLDER)
     assert status == 0
-    assert "1 unreadable images were replaced by others: see out/unreadable_images.txt\n" in text
-    assert Path("out/unreadable_images.txt").read_text().startswith("005.png\t")
+    assert "1 unreadable images were replaced by others: see out/bad_images.txt\n" in text
+    assert Path("out/bad_images.txt").read_text().startswith("005.png\t")
 
 
 def test_ctrl_c_before_the_run_has_begun(train, monkeypatch):

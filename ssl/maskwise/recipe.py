@@ -31,7 +31,7 @@ class Section:
 
 @dataclass(frozen=True)
 class Data(Section):
-    """Where the images come from; test_* name the labelled images of the k-NN; corrupt_ceiling is a share of the images seen;
+    """Where the images come from; test_* name the labelled images of the k-NN; corrupt_ceiling is a share of the different images seen;
     mean and std, a number for each channel, are of values in 0..1 (null: ImageNet's, or those of backbone.weights).
 
     decoder: of the training JPEGs; jpeg_scaling: decode them smaller where every crop is made smaller still."""
@@ -39,7 +39,7 @@ class Data(Section):
     name: str = "folder"
     test_path: Optional[str] = None
     test_split: Optional[str] = None
-    corrupt_ceiling: float = 0.05
+    corrupt_ceiling: float = 0.01
     decoder: Literal["auto", "pil", "torchvision", "torchcodec"] = "auto"
     jpeg_scaling: bool = False
     mean: Optional[tuple[float, ...]] = None

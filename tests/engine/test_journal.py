@@ -38,7 +38,7 @@ def test_lines_reports_and_alarms(tmp_path):
     assert lines[1:] == [{"step": 2, "report": "knn", "numbers": {"top1": 30.5, "per_class": [1, 2]}}, {"step": 2, "alarm": "odd"}]
     assert (tmp_path / "reports" / "knn_step_00000002.json").exists() and (tmp_path / "pictures" / "sheet_step_00000002.png").exists()
     assert os.listdir(tmp_path / "tensorboard")
-    assert (tmp_path / "unreadable_images.txt").read_text() == "b.jpg\ttruncated\n"
+    assert (tmp_path / "bad_images.txt").read_text() == "b.jpg\ttruncated\n"
 
 
 def test_later_and_torn_lines_are_cut(tmp_path):

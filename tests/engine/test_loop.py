@@ -181,7 +181,7 @@ def test_replaced_images_are_listed(tmp_path):
     stream = Stream(0, 4)
     stream.corrupt["bad.jpg"] = "truncated"
     run(tmp_path, total=4, stream=lambda start: stream)
-    assert (tmp_path / "unreadable_images.txt").read_text() == "bad.jpg\ttruncated\n"
+    assert (tmp_path / "bad_images.txt").read_text() == "bad.jpg\ttruncated\n"
 
 
 def rank_of_two(folder):

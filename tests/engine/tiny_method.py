@@ -98,6 +98,7 @@ class Stream:
 
     def __init__(self, start, total, on_batch=lambda step: None):
         self.step, self.total, self.on_batch, self.corrupt = start, total, on_batch, {}
+        self.seen, self.count, self.ceiling = 0, 1000, 0.01
 
     def __iter__(self):
         return self
@@ -108,6 +109,7 @@ class Stream:
         self.on_batch(self.step)
         batch = Batch(*crops(self.step), torch.arange(IMAGES) + self.step)
         self.step += 1
+        self.seen += IMAGES
         return batch
 
 

@@ -5,13 +5,12 @@ from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from maskwise.data import decoders
 from maskwise.data.batch import Batch
-from maskwise.data.reader import Decoded, Reader, remembered
+from maskwise.data.reader import Decoded, NoneReadable, Reader, remembered
 from maskwise.data.slots import Packed, Room, Slots
 from maskwise.data.worker import start_worker
 from maskwise.functional import draws
 from maskwise.functional.errors import UserError
 
-ALWAYS_FORGIVEN = 10
 LARGE_BATCH = 1 << 28  # bytes of crops from which on each worker prepares one batch ahead, not two
 IN_USE = 3  # batches outside the workers' queue: one in the step, one copied ahead, one for a picture
 
@@ -23,16 +22,16 @@ def steps_per_epoch(count: int, batch_size: int) -> int:
 
 def batches(dataset, multicrop, *, batch_size: int, rank: int = 0, world_size: int = 1, seed: int = 0,
             start_step: int = 0, total_steps: int, workers: int = 0, pin_memory: bool = False,
-            cache: str = "auto", corrupt_share: float = 0.05, decoder: str = "auto", jpeg_scaling: bool = False) -> "Batches":
+            cache: str = "auto", corrupt_share: float = 0.01, decoder: str = "auto", jpeg_scaling: bool = False) -> "Batches":
     """Iterate over this rank's `Batch` of every step in [start_step, total_steps).
 
     batch_size is that of all ranks together: step s takes order(seed, epoch)[s*B : (s+1)*B] of its epoch and rank
     r the r-th part of it. One set of workers lives for the whole run. An unreadable image is replaced by the next
-    readable one and reported; `corrupt_share` of the images seen (and ten in any case) is the limit.
+    readable one and reported; `corrupt_share` is for whoever judges how many are too many (engine/bad_images.py).
     cache: "auto" keeps decoded images in memory where all processes together need less than 1 GiB, "none" never.
     decoder: of JPEGs (`decoders.NAMES`). jpeg_scaling: decode a JPEG at 1/2, 1/4 or 1/8 of its size where every view of
     it is still made smaller after that; nothing is kept in memory then.
-    Raises UserError for a decoder that does not work here, for a batch that the data cannot fill or the ranks cannot share, and above the limit.
+    Raises UserError for a decoder that does not work here, and for a batch that the data cannot fill or the ranks cannot share.
     """
     count = len(dataset)
     if batch_size < 1:
@@ -54,14 +53,15 @@ def batches(dataset, multicrop, *, batch_size: int, rank: int = 0, world_size: i
 class Batches:
     """Iterator over batches with an account of the files that could not be read.
 
-    .corrupt: name -> reason of each; .seen: images asked for so far; .replaced: how many of them were replaced.
+    .corrupt: name -> reason of each; .seen: images asked for so far, by this rank; .replaced: how many of them were replaced;
+    .count: images of the set; .ceiling: the share of it that may be unreadable.
     """
 
     def __init__(self, steps: "Steps", order: range, workers: int, pin_memory: bool, corrupt_share: float):
         self.corrupt: dict[str, str] = {}
         self.seen = 0
         self.replaced = 0
-        self._share = corrupt_share
+        self.count, self.ceiling = len(steps.dataset), corrupt_share
         self._length = len(order)
         self._slots, options = None, {}
         if workers:
@@ -85,19 +85,13 @@ class Batches:
         if isinstance(batch, Packed):
             batch = batch.unpacked()
         if isinstance(batch, UserError):
-            self._give_up(str(batch))
+            self.corrupt.update(batch.corrupt if isinstance(batch, NoneReadable) else {})
+            self.close()
+            raise batch
         self.seen += len(batch)
         self.replaced += batch.replaced
         self.corrupt.update(batch.corrupt)
-        if self.replaced > max(ALWAYS_FORGIVEN, self._share * self.seen):
-            name, reason = next(iter(self.corrupt.items()))
-            self._give_up(f"{self.replaced} of {self.seen} images could not be read ({name}: {reason}), more than "
-                          f"{self._share:.0%}; remove the damaged files or repair the data")
         return batch
-
-    def _give_up(self, line: str):
-        self.close()
-        raise UserError(line)
 
     def close(self) -> None:
         """Let the workers go."""

@@ -48,6 +48,18 @@ class Decoded:
         return pixels if by == 1 else Shrunk(pixels, (found.height, found.width))
 
 
+class NoneReadable(UserError):
+    """So many images in a row that cannot be read; `.corrupt` has their names and reasons."""
+
+    def __init__(self, corrupt: dict[str, str]):
+        name, reason = next(iter(corrupt.items()))
+        super().__init__(f"{ROW_OF_FAILURES} images in a row could not be read (first {name}: {reason}); remove the damaged files or repair the data")
+        self.corrupt = corrupt
+
+    def __reduce__(self):
+        return NoneReadable, (self.corrupt,)
+
+
 class Reader:
     """Images by place in the batch and index; one that cannot be read gives way to the next that can.
 
@@ -71,9 +83,7 @@ class Reader:
             self.read.append(candidate)
             self.replaced += tried > 0
             return image
-        name, reason = next(iter(self.corrupt.items()))
-        raise UserError(f"{ROW_OF_FAILURES} images in a row could not be read (first {name}: {reason}); "
-                        "remove the damaged files or repair the data")
+        raise NoneReadable(self.corrupt)
 
 
 class Remembered:

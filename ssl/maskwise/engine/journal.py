@@ -132,11 +132,11 @@ class Journal:
             if self.writer:
                 self.writer.add_image(name, picture, step, dataformats="HWC")
 
-    def unreadable(self, images: dict[str, str]) -> None:
-        """List the images that were replaced, by name with the reason, in unreadable_images.txt; says how many."""
-        if not (images and self.main):
+    def unreadable(self, images: dict[str, str], alone: bool = False) -> None:
+        """List the images that were replaced, by name with the reason, in bad_images.txt; says how many. `alone`: whatever the rank."""
+        if not (images and (self.main or alone)):
             return
-        path = self.folder / "unreadable_images.txt"
+        path = self.folder / "bad_images.txt"
         before = set(path.read_text().splitlines()) if path.exists() else set()
         lines = before | {f"{name}\t{reason}" for name, reason in images.items()}
         if lines != before:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 
 import torch
 
+from maskwise.engine.bad_images import BadImages
 from maskwise.engine.checkpoint import Checkpoint, Checkpoints
 from maskwise.engine.health import Health
 from maskwise.engine.journal import Journal
@@ -42,9 +43,9 @@ def fit(trainer: Trainer, batches_from: Callable[[int], Iterator], augment: Call
         put_off = {name: call for name, call in evaluations.items() if name not in reported and (name in first or due(trainer.step_index, every[name]))}
         report(trainer, journal, put_off)  # by the interruption
         stream = batches_from(trainer.step_index)
-        batches = ahead(stream, world.device)
+        batches, bad = ahead(stream, world.device), BadImages(journal, world)
         while trainer.step_index < total:
-            with journal.waiting():
+            with journal.waiting(), bad.listed_on_the_way_out(stream):
                 batch, sample_ids = next(batches)
             seen = trainer.step(*augment(batch), sample_ids=sample_ids)
             step, stop = trainer.step_index, world.any(interrupts.asked)
@@ -56,6 +57,8 @@ def fit(trainer: Trainer, batches_from: Callable[[int], Iterator], augment: Call
                 for text in health.check(line):
                     journal.alarm(step, text)
                 refuse_hopeless(trainer)
+            if last or stop or due(step, log_every) or due(step, save_every):
+                bad.check(stream)
             if pictures and journal.main and (last or due(step, pictures_every)):
                 with seeded(step), paused(journal):
                     journal.pictures(step, pictures(trainer.method, batch))
@@ -63,7 +66,7 @@ def fit(trainer: Trainer, batches_from: Callable[[int], Iterator], augment: Call
                 report(trainer, journal, {name: call for name, call in evaluations.items() if last or due(step, every[name])})
             if last or stop or due(step, save_every):
                 with paused(journal):
-                    save(trainer, journal, checkpoints, stream)
+                    save(trainer, journal, checkpoints)
             if stop and not last:
                 journal.preempted(step)
                 return {"status": "preempted", "step": step, "skipped": int(trainer.skipped)}
@@ -105,10 +108,8 @@ def report(trainer: Trainer, journal: Journal, evaluations: dict[str, Callable])
             journal.report(trainer.step_index, name, evaluate(trainer.method))
 
 
-def save(trainer: Trainer, journal: Journal, checkpoints: Checkpoints, stream) -> None:
+def save(trainer: Trainer, journal: Journal, checkpoints: Checkpoints) -> None:
     """Write a checkpoint of this step, after everything that the journal has to say about it."""
-    images = {name: reason for part in trainer.world.gather_objects(dict(getattr(stream, "corrupt", {}))) for name, reason in part.items()}
-    journal.unreadable(images)
     journal.flush()
     checkpoints.save(trainer.step_index, *trainer.tensors(), meta={"skipped": int(trainer.skipped), "seconds": journal.seconds})
 

@@ -49,6 +49,7 @@ KINDS = {
 DEFAULTS = {"backbone.drop_path": 0.1}
 
 # what a number may be, and the keys that it holds for; a list's every entry
+PIXELS_AT_MOST = 178_956_970  # where Pillow itself takes an image for a decompression bomb
 BOUNDS = {
     "at least 0": (
         lambda v: v >= 0,
@@ -62,6 +63,7 @@ BOUNDS = {
         backbone.embed_dim backbone.num_heads head.prototypes head.hidden head.bottleneck head.layers head.patch_prototypes train.epochs train.steps
         train.batch_size train.accumulate train.log_every train.save_every train.keep evaluate.k evaluate.limit_bank speed.threads""",
     ),
+    f"from 1 to {PIXELS_AT_MOST}": (lambda v: 1 <= v <= PIXELS_AT_MOST, "data.max_pixels"),
     "above 0": (
         lambda v: v > 0,
         """backbone.mlp_ratio pooling.gamma method.student_temp teacher.temp teacher.warmup_temp teacher.patch_temp teacher.warmup_patch_temp

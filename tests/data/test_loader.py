@@ -150,7 +150,7 @@ def test_moving_a_batch_takes_everything_along():
 class Encoded:
     """JPEGs in memory, read through `source` as files are."""
 
-    def __init__(self, sizes):
+    def __init__(self, sizes, **options):
         import io
 
         import numpy as np
@@ -161,7 +161,7 @@ class Encoded:
             y, x = np.mgrid[:height, :width]
             pixels = np.stack([127 + 100 * np.sin(y / height * 9 + k), x % 256, (x + y) % 200], -1)
             held = io.BytesIO()
-            Image.fromarray(pixels.astype(np.uint8)).save(held, "JPEG", quality=95)
+            Image.fromarray(pixels.astype(np.uint8)).save(held, "JPEG", quality=95, **options)
             self.data.append(held.getvalue())
 
     def __len__(self):
@@ -182,9 +182,9 @@ def test_jpegs_are_shrunk_where_every_view_stays_smaller_still(monkeypatch):
 
     asked = []
 
-    def noted(data, name, decoder, shrink=1):
+    def noted(data, name, decoder, shrink=1, **options):
         asked.append(shrink)
-        return decode(data, name, decoder, shrink)
+        return decode(data, name, decoder, shrink, **options)
 
     monkeypatch.setattr(reader, "decode", noted)
     data = Encoded([(300, 400), (40, 50), (160, 130), (600, 500)] * 2)
@@ -200,6 +200,21 @@ def test_jpegs_are_shrunk_where_every_view_stays_smaller_still(monkeypatch):
     assert torch.equal(plain.index, scaled.index) and torch.equal(plain.params.local_.sigma, scaled.params.local_.sigma)
     gap = (plain.global_crops.float() - scaled.global_crops.float()).abs()
     assert gap.mean() < 12 and all(torch.equal(plain.global_crops[i::8], scaled.global_crops[i::8]) for i in range(8) if expected[i] == 1)
+
+
+@pytest.mark.parametrize("orientation", [1, 3, 6, 8])
+def test_turned_jpegs_are_shrunk_as_they_are_seen(orientation):
+    from PIL import Image
+
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    data = Encoded([(200, 700), (600, 150)], exif=exif)
+    options = dict(batch_size=2, total_steps=3, seed=3, cache="none")
+    crops = MultiCrop(global_size=16, local_size=8, local_number=2)
+    plain, scaled = (list(batches(data, crops, **options, jpeg_scaling=each)) for each in (False, True))
+    for one, other in zip(plain, scaled):
+        assert (one.global_crops.float() - other.global_crops.float()).abs().mean() < 12
+    assert data.image(0).shape == ((3, 700, 200) if orientation >= 5 else (3, 200, 700))
 
 
 def test_damage_found_while_shrinking_is_replaced():

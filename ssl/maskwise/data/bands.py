@@ -1,6 +1,7 @@
 """Images of any number of channels, and of sixteen bits: decoding them, and the colour operations that need no RGB."""
 
 import io
+import math
 import os
 from pathlib import Path
 
@@ -10,51 +11,71 @@ from PIL import Image, ImageSequence
 
 from maskwise.data import decode as rgb
 from maskwise.data.batch import Colours
-from maskwise.data.decode import CorruptImage
+from maskwise.data.decode import MAX_PIXELS, CorruptImage, refuse_large
+from maskwise.functional.picture import eight_bits, is_wide, orientation, to_rgb, turned, wide
 
 ARRAYS = (".npy",)
 TOP = {torch.uint8: 255, torch.uint16: 65535}
 NEEDS_RGB = ("saturation", "hue", "grey")
 
 
-def decode(source, name: str | None = None, channels: int = 3, bits: int = 8) -> torch.Tensor:
+def decode(source, name: str | None = None, channels: int = 3, bits: int = 8, *, max_pixels: int = MAX_PIXELS) -> torch.Tensor:
     """Decode a path or the bytes of a file to uint8, or with bits=16 uint16, [channels, H, W].
 
     Three channels of eight bits are what `decode.decode` gives. Else channels come from the bands of an image, the
     pages of a TIFF or the axis of an array file (`.npy`: uint8 or uint16, [H, W], [H, W, C] or [C, H, W]); one band
     is repeated where three are wanted, colours become luma where one is. Eight bits are widened so that 255 is 65535,
     sixteen keep their high byte where eight are wanted. Pillow itself reads colour images with eight bits.
-    Raises CorruptImage for whatever cannot be read in full or has other channels.
+    EXIF orientation and `max_pixels` as there. Raises CorruptImage for whatever cannot be read in full or has other channels.
     """
     if channels == 3 and bits == 8 and not is_array(source):
-        return rgb.decode(source, name)
+        return rgb.decode(source, name, max_pixels=max_pixels)
     name = name or (os.fspath(source) if isinstance(source, (str, os.PathLike)) else "image")
     try:
-        held = io.BytesIO(source) if isinstance(source, (bytes, bytearray)) else source
+        data = rgb.read(source)
         if is_array(source):
-            pixels = planes(np.load(held, allow_pickle=False), channels)
+            pixels = planes(array_of(data), channels)
         else:
-            with Image.open(held) as image:
-                pixels = bands_of(image, channels)
+            with Image.open(io.BytesIO(data)) as image:
+                refuse_large(image, max_pixels)
+                pixels = upright(bands_of(image, channels), image)
     except Exception as error:  # decoders fed with damaged files raise nearly every type there is
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise CorruptImage(name, reason[:200]) from None
+        raise CorruptImage.because(name, error) from None
     return fitted(pixels, channels, bits, name)
 
 
-def from_picture(image, name: str, channels: int = 3, bits: int = 8) -> torch.Tensor:
+def from_picture(image, name: str, channels: int = 3, bits: int = 8, *, max_pixels: int = MAX_PIXELS) -> torch.Tensor:
     """A Pillow image or an array as `decode` gives it. Raises CorruptImage."""
     try:
         if not isinstance(image, Image.Image):
             pixels = planes(np.asarray(image), channels)
-        elif channels == 3 and bits == 8:
-            pixels = np.array(rgb.to_rgb(image)).transpose(2, 0, 1)
         else:
-            pixels = bands_of(image, channels)
+            refuse_large(image, max_pixels)
+            plain = channels == 3 and bits == 8
+            pixels = upright(np.array(to_rgb(image)).transpose(2, 0, 1) if plain else bands_of(image, channels), image)
     except Exception as error:  # lazy decoding: the file may be found damaged only now
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise CorruptImage(name, reason[:200]) from None
+        raise CorruptImage.because(name, error) from None
     return fitted(pixels, channels, bits, name)
+
+
+def array_of(data: bytes) -> np.ndarray:
+    """The array of a `.npy` file, which holds what its header says and nothing that could run. Raises ValueError."""
+    held = io.BytesIO(data)
+    version = np.lib.format.read_magic(held)
+    readers = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+    if version not in readers:
+        raise ValueError(f"an array file of version {version}")
+    shape, fortran, dtype = readers[version](held)
+    if dtype.hasobject:
+        raise ValueError("an array of Python objects, which are pickled code")
+    if dtype.itemsize * math.prod(shape) != len(data) - held.tell():
+        raise ValueError(f"an array file of {len(data)} bytes, which cannot be {list(shape)} of {dtype}")
+    return np.frombuffer(data, dtype=dtype, offset=held.tell()).reshape(shape, order="F" if fortran else "C")
+
+
+def upright(planes: np.ndarray, image: Image.Image) -> np.ndarray:
+    """Planes [C, H, W] of a Pillow image as its EXIF orientation wants them seen."""
+    return turned(planes.transpose(1, 2, 0), orientation(image)).transpose(2, 0, 1)
 
 
 def is_array(source) -> bool:
@@ -69,8 +90,7 @@ def bands_of(image: Image.Image, channels: int) -> np.ndarray:
     pages = getattr(image, "n_frames", 1)
     if pages == channels > 1:
         return np.concatenate([band(page) for page in ImageSequence.Iterator(image)])
-    wide = image.mode == "I" or image.mode.startswith("I;16")
-    if not wide:
+    if not is_wide(image):
         wanted = {1: "L", 3: "RGB", 4: "CMYK" if image.mode == "CMYK" else "RGBA"}.get(channels)
         if wanted and image.mode != wanted and not (channels == 4 and image.mode == "RGB"):
             image = image.convert(wanted)
@@ -79,11 +99,13 @@ def bands_of(image: Image.Image, channels: int) -> np.ndarray:
 
 def band(image: Image.Image) -> np.ndarray:
     """One page as uint8 or uint16 [C, H, W]."""
-    if image.mode == "I" or image.mode.startswith("I;16"):
-        return np.asarray(image).astype(np.int64).clip(0, 65535).astype(np.uint16)[None]
+    if is_wide(image):
+        return wide(image)[None]
+    if image.mode == "F":
+        return eight_bits(np.asarray(image))[None]
     if image.mode == "P":
         image = image.convert("RGB")
-    pixels = np.asarray(image.convert("L") if image.mode in ("1", "F") else image)
+    pixels = np.asarray(image.convert("L") if image.mode == "1" else image)
     return np.array(pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1))
 
 

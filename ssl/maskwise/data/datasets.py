@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from maskwise.data import bands
+from maskwise.data.decode import MAX_PIXELS
 from maskwise.data.files import Files, check, shortened
 from maskwise.data.huggingface import HuggingFace
 from maskwise.data.index import EXTENSIONS, scan
@@ -25,11 +26,13 @@ class Folder(Files):
     or `bits` is 16.
 
     path: the folder; split: a subfolder of it (`train`, `val`); classes: keep these (names, or a text file with one
-    a line); per_class: keep the first n files of each class in sorted order (attmask.md fact 55).
+    a line); per_class: keep the first n files of each class in sorted order (attmask.md fact 55); max_pixels: an image of more
+    is unreadable.
     Raises UserError for a missing path, for a folder without images and for classes or per_class without classes.
     """
 
-    def __init__(self, path, split: str | None = None, classes=None, per_class: int | None = None, channels: int = 3, bits: int = 8):
+    def __init__(self, path, split: str | None = None, classes=None, per_class: int | None = None, channels: int = 3, bits: int = 8,
+                 max_pixels: int = MAX_PIXELS):
         check(per_class, bits)
         root = existing_folder(Path(path).expanduser(), split)
         extensions = EXTENSIONS + bands.ARRAYS if (channels, bits) != (3, 8) else EXTENSIONS
@@ -37,7 +40,7 @@ class Folder(Files):
         if not files:
             raise UserError(nothing_found(root, others, extensions))
         names, labels = by_subfolder(files)
-        super().__init__(root, files, labels, names, classes=classes, per_class=per_class, channels=channels, bits=bits)
+        super().__init__(root, files, labels, names, classes=classes, per_class=per_class, channels=channels, bits=bits, max_pixels=max_pixels)
 
 
 def existing_folder(path: Path, split: str | None) -> Path:

@@ -2,13 +2,20 @@
 
 import io
 import os
+import warnings
 from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import Image
 
-from maskwise.data.decoders import decode_jpeg
+from maskwise.data.decoders import Header, decode_jpeg, header
+from maskwise.functional.picture import orientation, to_rgb, turned
+
+MAX_PIXELS = 100_000_000
+MAX_WORK = 1 << 32  # pixels times scans of a JPEG: some five seconds, where an honest file takes a tenth of that at most
+
+warnings.filterwarnings("ignore", module=r"PIL\.")  # they name no file; what matters of them is a CorruptImage here
 
 
 class CorruptImage(Exception):
@@ -22,30 +29,42 @@ class CorruptImage(Exception):
     def __reduce__(self):
         return CorruptImage, (self.name, self.reason)
 
+    @classmethod
+    def because(cls, name: str, error: Exception) -> "CorruptImage":
+        """Of whatever a decoder raised."""
+        return cls(name, (" ".join(str(error).split()) or type(error).__name__)[:200])
 
-def decode(source, name: str | None = None, decoder: str = "pil", shrink: int = 1) -> torch.Tensor:
+
+def decode(source, name: str | None = None, decoder: str = "pil", shrink: int = 1, *, max_pixels: int = MAX_PIXELS, upright: bool = True) -> torch.Tensor:
     """Decode a path or the bytes of a file to uint8 [3, H, W] in 0..255 (a channels-last view).
 
-    Grey is repeated, palettes are looked up, alpha is dropped, CMYK is converted and 16-bit values keep their
-    high byte. Of an animation the first frame is taken. The EXIF orientation is not applied, as in the published
-    pipelines (attmask.md 3: torchvision transforms on the stored pixels). Pillow's limit against decompression
-    bombs stays on. decoder: of JPEGs, `pil`, `torchvision` or `torchcodec`, one that `decoders.resolved` returned.
-    shrink: 1, 2, 4 or 8; a JPEG is decoded at that fraction of its size, rounded up, other files are read whole.
+    Grey is repeated, palettes are looked up, alpha is dropped, CMYK is converted, wider values keep their high byte and
+    floats are taken as 0..1 where none is above 1, else as 0..255. Of an animation the first frame is taken.
+    upright: turn the image as its EXIF orientation says. More than `max_pixels` are refused by what the header says,
+    before memory is taken; so is a JPEG of so many scans that it would take minutes. decoder: of JPEGs, `pil`,
+    `torchvision` or `torchcodec`, one that `decoders.resolved` returned. shrink: 1, 2, 4 or 8; a JPEG is decoded at
+    that fraction of its size, rounded up, other files are read whole.
     Raises CorruptImage for whatever cannot be read in full.
     """
     name = name or (os.fspath(source) if isinstance(source, (str, os.PathLike)) else "image")
     try:
         data = read(source)
-        pixels = decode_jpeg(data, decoder) if decoder != "pil" and shrink == 1 else None
-        if pixels is not None:
-            return pixels
+        found = header(data)
+        refuse_endless(data, found)
+        if decoder != "pil" and shrink == 1 and (found is None or found.height * found.width <= max_pixels):
+            pixels = decode_jpeg(data, decoder, found)
+            if pixels is not None:
+                turn = orientation_of(data, found) if upright else 1
+                return pixels if turn == 1 else torch.from_numpy(turned(pixels.permute(1, 2, 0).numpy(), turn)).permute(2, 0, 1)
         with Image.open(io.BytesIO(data)) as image:
+            refuse_large(image, max_pixels)
             if shrink > 1 and image.format == "JPEG":
                 image.draft(None, (max(1, image.width // shrink), max(1, image.height // shrink)))
             pixels = np.array(to_rgb(image))
+            if upright:
+                pixels = turned(pixels, orientation(image))  # asked now: Pillow turns some formats itself while it loads them
     except Exception as error:  # decoders fed with damaged files raise nearly every type there is
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise CorruptImage(name, reason[:200]) from None
+        raise CorruptImage.because(name, error) from None
     if pixels.ndim != 3 or pixels.shape[2] != 3 or 0 in pixels.shape:
         raise CorruptImage(name, f"pixels of shape {pixels.shape}")
     return torch.from_numpy(pixels).permute(2, 0, 1)
@@ -56,15 +75,23 @@ def read(source) -> bytes:
     return source if isinstance(source, (bytes, bytearray, memoryview)) else Path(source).read_bytes()
 
 
-def to_rgb(image: Image.Image) -> Image.Image:
-    """Convert a Pillow image of any mode to RGB; 16-bit modes are scaled to 8 bits, not clipped."""
-    if image.mode == "RGB":
-        return image
-    if image.mode == "I" or image.mode.startswith("I;16"):
-        deep = np.asarray(image).astype(np.int64).clip(0, 65535)
-        return Image.fromarray((deep >> 8).astype(np.uint8)).convert("RGB")
-    if image.mode == "P" and "transparency" in image.info:
-        return image.convert("RGBA").convert("RGB")
-    if image.mode == "F":
-        return image.convert("L").convert("RGB")
-    return image.convert("RGB")
+def refuse_large(image: Image.Image, most: int) -> None:
+    """Raises ValueError for an image of more pixels, which its header tells and nothing has been decoded for."""
+    if image.width * image.height > most:
+        raise ValueError(f"{image.width} x {image.height} pixels are more than data.max_pixels={most}")
+
+
+def refuse_endless(data: bytes, found: Header | None) -> None:
+    """Raises ValueError for a JPEG whose scans, each of which goes over all pixels, add up to minutes."""
+    if found is not None:
+        scans = data.count(b"\xff\xda")
+        if scans * found.height * found.width > MAX_WORK:
+            raise ValueError(f"{scans} scans over {found.width} x {found.height} pixels would take too long to decode")
+
+
+def orientation_of(data: bytes, found: Header | None) -> int:
+    """The orientation of a JPEG's bytes, whose `header` was found."""
+    if found is None or not found.exif:
+        return 1
+    with Image.open(io.BytesIO(data)) as image:
+        return orientation(image)

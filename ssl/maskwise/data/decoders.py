@@ -59,7 +59,7 @@ def function(name: str):
 
 
 class Header(NamedTuple):
-    """What the markers of a JPEG say: height and width in pixels, number of components, whether it carries EXIF."""
+    """What the markers of a JPEG say: stored height and width in pixels, number of components, whether it carries EXIF or XMP."""
 
     height: int
     width: int
@@ -81,18 +81,17 @@ def header(data: bytes) -> Header | None:
         if marker in START_OF_FRAME:
             height, width, components = struct.unpack_from(">HHB", data, place + 5)
             return Header(height, width, components, exif)
-        exif = exif or (marker == 0xE1 and data[place + 4:place + 8] == b"Exif")
+        exif = exif or marker == 0xE1
         place += 2 + length
     return None
 
 
-def decode_jpeg(data: bytes, name: str) -> torch.Tensor | None:
-    """Decode with a torch decoder where it gives Pillow's pixels, else None, and Pillow is to be asked.
+def decode_jpeg(data: bytes, name: str, found: Header | None) -> torch.Tensor | None:
+    """Decode with a torch decoder where it gives Pillow's stored pixels, else None, and Pillow is to be asked.
 
     Left to Pillow: whatever is not a JPEG of one or three components (CMYK is converted differently), orientation in EXIF
-    (torchcodec applies it; the published pipelines do not), more pixels than Pillow's limit, and whatever fails.
+    where torchcodec would apply it by its own reading, more pixels than Pillow's limit, and whatever fails.
     """
-    found = header(data)
     if found is None or found.components not in (1, 3) or found.height * found.width > (Image.MAX_IMAGE_PIXELS or 1 << 62):
         return None
     if found.exif and name == "torchcodec":

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from maskwise.data import bands
+from maskwise.data.decode import MAX_PIXELS
 from maskwise.data.names import Names
 from maskwise.functional.errors import UserError
 
@@ -19,13 +20,13 @@ class Files:
 
     root: what the names are relative to; files: their names; labels: int64 array or None; class_names: of those
     labels; classes: keep only these (names, or a text file with one a line), renumbered in the set's order; per_class:
-    keep the first n of each; channels and bits (8 or 16) of the images, see `bands.decode`.
+    keep the first n of each; channels and bits (8 or 16) of the images, and the most pixels one may have, see `bands.decode`.
     `.labels` int64 [n] or None, `.classes` names or None. Raises UserError for classes that are not there and for
     `classes` or `per_class` without labels.
     """
 
     def __init__(self, root: Path, files, labels, class_names, *, classes=None, per_class: int | None = None,
-                 channels: int = 3, bits: int = 8):
+                 channels: int = 3, bits: int = 8, max_pixels: int = MAX_PIXELS):
         check(per_class, bits)
         if labels is None:
             for key, given in (("classes", classes), ("per_class", per_class)):
@@ -37,7 +38,7 @@ class Files:
             if rows is not None:
                 files = Names.of(files[i] for i in rows.tolist())
         self.root, self.files, self.classes = root, files, class_names
-        self.channels, self.bits = channels, bits
+        self.channels, self.bits, self.max_pixels = channels, bits, max_pixels
         self.labels = None if labels is None else torch.from_numpy(labels)
 
     def __len__(self) -> int:
@@ -45,7 +46,7 @@ class Files:
 
     def image(self, index: int) -> torch.Tensor:
         """One image, uint8 (uint16 where bits is 16) [channels, H, W]. Raises decode.CorruptImage."""
-        return bands.decode(self._file(index), self.files[index], self.channels, self.bits)
+        return bands.decode(self._file(index), self.files[index], self.channels, self.bits, max_pixels=self.max_pixels)
 
     @property
     def source(self):
@@ -69,8 +70,7 @@ class Files:
         """Hex digest of place, names, sizes and dates of all files: changes, too, when a file is written anew at the same size."""
         digest = hashlib.sha256(str(self.root.resolve()).encode("utf-8", "surrogateescape"))
         for file in self.files:
-            found = os.stat(self.root / file)
-            digest.update(f"{file}\0{found.st_size}\0{found.st_mtime_ns}\0".encode("utf-8", "surrogateescape"))
+            digest.update(f"{file}\0{size_and_date(self.root / file)}\0".encode("utf-8", "surrogateescape"))
         return digest.hexdigest()
 
 
@@ -78,8 +78,17 @@ def names_and_sizes(root: Path, files) -> str:
     """Hex digest of the names of files below a root and of their sizes in bytes."""
     digest = hashlib.sha256()
     for file in files:
-        digest.update(f"{file}\0{os.stat(root / file).st_size}\0".encode("utf-8", "surrogateescape"))
+        digest.update(f"{file}\0{size_and_date(root / file)[0]}\0".encode("utf-8", "surrogateescape"))
     return digest.hexdigest()
+
+
+def size_and_date(path: Path) -> tuple[int, int]:
+    """Bytes and nanoseconds of a file's last change; (-1, 0) of one that is not there any more, which is for its reader to tell."""
+    try:
+        found = os.stat(path)
+    except OSError:
+        return -1, 0
+    return found.st_size, found.st_mtime_ns
 
 
 def check(per_class: int | None, bits: int) -> None:

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from maskwise.data import bands
+from maskwise.data.decode import MAX_PIXELS
 from maskwise.data.files import narrowed, shortened
 from maskwise.functional.errors import UserError
 
@@ -19,14 +20,14 @@ class HuggingFace:
 
     path: a folder written by `save_to_disk`, a folder of images or Parquet files, or the name of a set in the
     library's cache; split; config: the name of one of its configurations; image_column, label_column: by default the
-    first column of images and the first of class labels; classes, per_class, channels, bits as `Files`.
+    first column of images and the first of class labels; classes, per_class, channels, bits, max_pixels as `Files`.
     `.labels` int64 [n] or None, `.classes` names or None. Raises UserError without the library, for a set, split or
     column that is not there, and for a set that would have to be downloaded.
     """
 
     def __init__(self, path, split: str | None = None, config: str | None = None, image_column: str | None = None, label_column: str | None = None,
-                 classes=None, per_class: int | None = None, channels: int = 3, bits: int = 8):
-        self.path, self.split, self.channels, self.bits = str(path), split, channels, bits
+                 classes=None, per_class: int | None = None, channels: int = 3, bits: int = 8, max_pixels: int = MAX_PIXELS):
+        self.path, self.split, self.channels, self.bits, self.max_pixels = str(path), split, channels, bits, max_pixels
         held = opened(self.path, split or "train", config)
         columns = held.features
         kinds = {name: type(kind).__name__ for name, kind in columns.items()}
@@ -62,7 +63,7 @@ class HuggingFace:
             picture = self.held[index if self.rows is None else int(self.rows[index])][self.image_column]
         except Exception as error:  # its own reading of bytes, of any sort
             raise bands.CorruptImage(self.name(index), " ".join(str(error).split())[:200] or type(error).__name__) from None
-        return bands.from_picture(picture, self.name(index), self.channels, self.bits)
+        return bands.from_picture(picture, self.name(index), self.channels, self.bits, max_pixels=self.max_pixels)
 
     def name(self, index: int) -> str:
         """Set, split and place of an image."""

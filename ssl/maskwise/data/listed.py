@@ -5,6 +5,7 @@ import json
 import re
 from pathlib import Path
 
+from maskwise.data.decode import MAX_PIXELS
 from maskwise.data.files import Files, numbered, shortened
 from maskwise.data.names import Names
 from maskwise.functional.errors import UserError
@@ -24,12 +25,13 @@ class Listed(Files):
     numbers keep their numeric order, others are sorted; rows without a path are errors.
 
     path: the list; root: the folder that relative paths start from (default: the list's); split: keep the rows whose
-    split column says so; classes, per_class, channels, bits as `Files`.
+    split column says so; classes, per_class, channels, bits, max_pixels as `Files`.
     Raises UserError for a list that is not there, cannot be read, lacks a column, or names no image.
     """
 
     def __init__(self, path, root: str | None = None, split: str | None = None, image_column: str | None = None, label_column: str | None = None,
-                 split_column: str | None = None, classes=None, per_class: int | None = None, channels: int = 3, bits: int = 8):
+                 split_column: str | None = None, classes=None, per_class: int | None = None, channels: int = 3, bits: int = 8,
+                 max_pixels: int = MAX_PIXELS):
         path = Path(path).expanduser()
         if not path.is_file():
             raise UserError(f"data.path: {path} is not a file; give a list of images ({SUFFIXES}), or data.name=folder for a folder")
@@ -58,7 +60,7 @@ class Listed(Files):
             if bare is not None:
                 raise UserError(f"data.path: {path}: {names[bare]} has no label and others do; label all, or none")
             labels, class_names = numbered(table[label_column])
-        super().__init__(base, Names.of(names), labels, class_names, classes=classes, per_class=per_class, channels=channels, bits=bits)
+        super().__init__(base, Names.of(names), labels, class_names, classes=classes, per_class=per_class, channels=channels, bits=bits, max_pixels=max_pixels)
 
 
 def read(path: Path) -> dict[str, list[str]]:

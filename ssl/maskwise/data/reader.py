@@ -4,7 +4,7 @@ from functools import partial
 
 import torch
 
-from maskwise.data.decode import CorruptImage, decode, read
+from maskwise.data.decode import MAX_PIXELS, CorruptImage, decode, orientation_of, read
 from maskwise.data.decoders import header
 from maskwise.data.multicrop import Shrunk, channels_last
 from maskwise.functional.errors import UserError
@@ -23,6 +23,7 @@ class Decoded:
         self.dataset, self.decoder = dataset, decoder
         self.labels = getattr(dataset, "labels", None)
         self.encoded = hasattr(dataset, "source")
+        self.max_pixels = getattr(dataset, "max_pixels", MAX_PIXELS)
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -31,7 +32,7 @@ class Decoded:
         """uint8 [3, H, W]. Raises decode.CorruptImage."""
         if not self.encoded:
             return self.dataset.image(index)
-        return decode(self.dataset.source(index), self.dataset.name(index), self.decoder)
+        return decode(self.dataset.source(index), self.dataset.name(index), self.decoder, max_pixels=self.max_pixels)
 
     def shrunk(self, index: int, shrink) -> "torch.Tensor | Shrunk":
         """The image at 1 / shrink(height, width) of its size where it is a JPEG; whole otherwise. Raises decode.CorruptImage."""
@@ -42,10 +43,14 @@ class Decoded:
             data = read(source)
         except OSError as error:
             raise CorruptImage(name, error.strerror or type(error).__name__) from None
-        found = header(data)
-        by = 1 if found is None else shrink(found.height, found.width)
-        pixels = decode(data, name, self.decoder, by)
-        return pixels if by == 1 else Shrunk(pixels, (found.height, found.width))
+        try:
+            found, turn = header(data), orientation_of(data, header(data))
+        except Exception as error:  # as in `decode`
+            raise CorruptImage.because(name, error) from None
+        size = None if found is None else (found.width, found.height) if turn >= 5 else (found.height, found.width)
+        by = 1 if size is None else shrink(*size)
+        pixels = decode(data, name, self.decoder, by, max_pixels=self.max_pixels)
+        return pixels if by == 1 else Shrunk(pixels, size)
 
 
 class NoneReadable(UserError):

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from maskwise.data.decode import CorruptImage, decode
+from maskwise.data.decode import MAX_PIXELS, CorruptImage, decode
 from maskwise.functional.errors import UserError
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".gif")
@@ -24,11 +24,12 @@ class Tar:
     part of the names: what all have in common is left out and the next folder is the class. Without either there are no labels.
 
     path: a tar file, a folder of them, or a pattern (`train-{0000..0146}.tar`, `train-*.tar`); split: a subfolder of a folder;
-    per_class: keep the first n images of each class. `.labels` int64 [n] or None, `.classes` names or None.
+    per_class: keep the first n images of each class; max_pixels: an image of more is unreadable. `.labels` int64 [n] or None, `.classes` names or None.
     Raises UserError for what is missing, compressed or no tar file, and for images without their .cls member.
     """
 
-    def __init__(self, path, split: str | None = None, per_class: int | None = None):
+    def __init__(self, path, split: str | None = None, per_class: int | None = None, max_pixels: int = MAX_PIXELS):
+        self.max_pixels = max_pixels
         self.shards = shards(str(Path(path).expanduser()), split)
         names, places, classes = [], [], {}
         for number, shard in enumerate(self.shards):
@@ -56,7 +57,7 @@ class Tar:
 
     def image(self, index: int) -> torch.Tensor:
         """uint8 [3, H, W] of one image. Raises decode.CorruptImage."""
-        return decode(self.source(index), self.name(index))
+        return decode(self.source(index), self.name(index), max_pixels=self.max_pixels)
 
     def source(self, index: int) -> bytes:
         """The bytes of one image's file. Raises decode.CorruptImage where the tar file ends before."""

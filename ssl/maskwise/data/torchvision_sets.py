@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from maskwise.data import bands
+from maskwise.data.decode import MAX_PIXELS
 from maskwise.data.files import narrowed
 from maskwise.functional.errors import UserError
 
@@ -26,13 +27,13 @@ class TorchvisionSet:
     """A set of torchvision by name, read from the files under `path` as torchvision lays them out.
 
     path: its root; set: the name, in any case; split: `train`, `test`, `val` or what the set calls its parts (sets
-    with a `train` switch take train and test); classes, per_class, channels, bits as `Files`.
+    with a `train` switch take train and test); classes, per_class, channels, bits, max_pixels as `Files`.
     `.labels` int64 [n] or None, `.classes` names or None. Raises UserError for an unknown set or split and for files
     that are missing: torchvision is never asked to download.
     """
 
-    def __init__(self, path, set: str, split: str | None = None, classes=None, per_class: int | None = None, channels: int = 3, bits: int = 8):
-        self.set, self.split, self.channels, self.bits = named(set), split, channels, bits
+    def __init__(self, path, set: str, split: str | None = None, classes=None, per_class: int | None = None, channels: int = 3, bits: int = 8, max_pixels: int = MAX_PIXELS):
+        self.set, self.split, self.channels, self.bits, self.max_pixels = named(set), split, channels, bits, max_pixels
         self.held = opened(self.set, Path(path).expanduser(), split)
         labels, names = labels_of(self.held), names_of(self.held)
         if labels is not None and names is None:
@@ -53,7 +54,7 @@ class TorchvisionSet:
             picture = self.held[self.row(index)][0]
         except Exception as error:  # its own reading of files, of any sort
             raise bands.CorruptImage(self.name(index), " ".join(str(error).split())[:200] or type(error).__name__) from None
-        return bands.from_picture(picture, self.name(index), self.channels, self.bits)
+        return bands.from_picture(picture, self.name(index), self.channels, self.bits, max_pixels=self.max_pixels)
 
     def row(self, index: int) -> int:
         """Where image `index` stands in torchvision's own order."""

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from maskwise.functional.errors import UserError
+from maskwise.functional.picture import orientation, to_rgb, turned
 from maskwise.functional.resample import resize_image, short_side
 from maskwise.nn.backbone import Backbone
 from maskwise.nn.pooling import POOLINGS
@@ -22,6 +23,7 @@ CROP_PCT = 0.875
 class Transform:
     """A PIL image or uint8 or uint16 [C, H, W] -> float [C, S, S], normalised; C is the length of `mean`.
 
+    A PIL image is turned as its EXIF orientation says, as image files are everywhere here.
     The short side is resized to round(S / crop_pct), antialiased bicubic, then the centre is cut out (attmask.md 5.1).
     """
 
@@ -41,7 +43,9 @@ class Transform:
             modes = {1: "L", 3: "RGB", 4: "RGBA"}
             if len(self.mean) not in modes:
                 raise UserError(f"the encoder takes {len(self.mean)} channels; give tensors [{len(self.mean)}, H, W] instead of pictures")
-            image = torch.from_numpy(np.array(image.convert(modes[len(self.mean)]))).reshape(*image.size[::-1], -1).permute(2, 0, 1).contiguous()
+            pixels = np.array(to_rgb(image) if len(self.mean) == 3 else image.convert(modes[len(self.mean)]))
+            pixels = turned(pixels, orientation(image))
+            image = torch.from_numpy(pixels).reshape(*pixels.shape[:2], -1).permute(2, 0, 1).contiguous()
         height, width = image.shape[-2:]
         target = round(max(self.size) / self.crop_pct)
         image = resize_image(image, short_side((height, width), target))

@@ -9,13 +9,13 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from maskwise.data.layouts.files import Files, below, need
+from maskwise.data.layouts.files import Stored, below, need
 from maskwise.functional.errors import UserError
 
 IGNORED = 255  # what label 0, "other", becomes
 
 
-class Scenes(Files):
+class Scenes(Stored):
     """Images whose `.label_map(i)` is int64 [H, W] of classes 0..149, 255 where unlabelled."""
 
     def label_map(self, index: int) -> Tensor:

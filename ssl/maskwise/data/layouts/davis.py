@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from maskwise.data.layouts.files import Files, below, need, rows
+from maskwise.data.layouts.files import Stored, below, need, rows
 from maskwise.functional.errors import UserError
 
 
@@ -19,7 +19,7 @@ class Sequence:
     """One video: its frames in order, and `mask(i)`, int64 [H, W] object ids of a frame (0: background, 255 of a binary mask: 1)."""
 
     name: str
-    frames: Files
+    frames: Stored
     masks: list[Path]
 
     def mask(self, index: int) -> Tensor:
@@ -63,4 +63,4 @@ def _read(root: Path, name: str) -> Sequence:
     gone = [mask for mask in masks if not mask.is_file()]
     if gone:
         raise UserError(f"DAVIS: {len(gone)} of {len(masks)} masks of {name} are missing, first {gone[0]}; unpack the whole dataset")
-    return Sequence(name, Files("DAVIS", place, frames), masks)
+    return Sequence(name, Stored("DAVIS", place, frames), masks)

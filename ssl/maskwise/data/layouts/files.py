@@ -20,6 +20,8 @@ class Files:
     labels: int64 [n] or None; classes: their names or None. Raises UserError, naming the first, where files are missing.
     """
 
+    upright = True
+
     def __init__(self, what: str, root: Path, files: Sequence[str], labels: Sequence[int] | Tensor | None = None, classes: Sequence[str] | None = None):
         self.root, self.files = Path(root), list(files)
         self.labels = None if labels is None else torch.as_tensor(labels, dtype=torch.int64)
@@ -35,7 +37,7 @@ class Files:
 
     def image(self, index: int) -> Tensor:
         """uint8 [3, H, W] of one image. Raises decode.CorruptImage."""
-        return decode(self.root / self.files[index], self.files[index])
+        return decode(self.root / self.files[index], self.files[index], upright=self.upright)
 
     def name(self, index: int) -> str:
         """Path of one image relative to its folder."""
@@ -46,7 +48,13 @@ class Files:
         return names_and_sizes(self.root, self.files)
 
 
-class Boxed(Files):
+class Stored(Files):
+    """Images that stay as they are stored, whatever their EXIF says: published boxes and masks are of those pixels."""
+
+    upright = False
+
+
+class Boxed(Stored):
     """Images with boxes: `.boxes(i)`, float [n, 4] as x0, y0, x1, y1 in pixels."""
 
     def __init__(self, *listed, boxes: Sequence[Tensor]):

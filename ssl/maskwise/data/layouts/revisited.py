@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from maskwise.data.layouts.files import Files, below, need
+from maskwise.data.layouts.files import Stored, below, need
 from maskwise.data.layouts.pickles import read_pickle
 from maskwise.functional.errors import UserError
 
@@ -21,7 +21,7 @@ def holds(folder: Path) -> bool:
 
 
 def read(folder, name: str | None = None) -> dict:
-    """`<name>/jpg/*.jpg` and `gnd_<name>.pkl` -> {"query": Files, "database": Files, "ground_truth": [{bbx, easy, hard, junk}]}.
+    """`<name>/jpg/*.jpg` and `gnd_<name>.pkl` -> {"query": Stored, "database": Stored, "ground_truth": [{bbx, easy, hard, junk}]}.
 
     The pickle is read as plain data only; `gnd.json` with the same keys, its names relative to the folder, is read too. name:
     roxford5k or rparis6k where the folder holds both. Raises UserError for what is missing, with one line.
@@ -38,7 +38,7 @@ def read(folder, name: str | None = None) -> dict:
     if len(table["gnd"]) != len(lists["qimlist"]):
         raise UserError(f"retrieval: {path} has {len(lists['qimlist'])} queries and ground truth for {len(table['gnd'])}; give the file as published")
     truth = [_checked(entry, len(lists["imlist"]), path) for entry in table["gnd"]]
-    return {"query": Files("retrieval", pictures, lists["qimlist"]), "database": Files("retrieval", pictures, lists["imlist"]), "ground_truth": truth}
+    return {"query": Stored("retrieval", pictures, lists["qimlist"]), "database": Stored("retrieval", pictures, lists["imlist"]), "ground_truth": truth}
 
 
 def _ground_truth(folder: Path) -> Path | None:

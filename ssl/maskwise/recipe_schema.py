@@ -45,6 +45,9 @@ KINDS = {
     "method.pixel_loss": typing.Literal["l1", "l2"],
     "masking.ratio": Ratio, "masking.var": Ratio, "masking.ratio_per": typing.Literal["step", "view"], "optimizer.betas": tuple[float, float],
     "pooling.gamma": typing.Optional[float], "pooling.min_scope": typing.Literal["image", "batch"],
+    "pooling.variant": typing.Literal["paper", "released"], "pooling.reduce": typing.Literal["max_logit", "concat_project", "max_feature", "mean"],
+    "pooling.weight_start": typing.Literal["normal", "uniform"], "pooling.init": typing.Literal["gap", "energy", "learned"],
+    "pooling.similarity": typing.Literal["dot", "euclidean", "cosine"], "pooling.normalise": typing.Literal["softmax", "sigmoid"],
 }  # fmt: skip
 DEFAULTS = {"backbone.drop_path": 0.1}
 
@@ -55,18 +58,19 @@ BOUNDS = {
         lambda v: v >= 0,
         """seed crops.local_number crops.jitter crops.blur_sigma method.lambda1 method.lambda2 method.pixel_weight method.start_epoch method.head_warmup_epochs teacher.warmup_temp_epochs
         optimizer.min_lr optimizer.warmup_epochs optimizer.weight_decay optimizer.weight_decay_end optimizer.clip optimizer.freeze_last_layer
-        evaluate.knn_every evaluate.pictures_every speed.workers""",
+        evaluate.knn_every evaluate.pictures_every speed.workers pooling.tolerance""",
     ),
     "at least 1": (
         lambda v: v >= 1,
         """data.per_class data.count data.size crops.global_size crops.local_size backbone.image_size backbone.patch_size backbone.depth
         backbone.embed_dim backbone.num_heads head.prototypes head.hidden head.bottleneck head.layers head.patch_prototypes train.epochs train.steps
-        train.batch_size train.accumulate train.log_every train.save_every train.keep evaluate.k evaluate.limit_bank speed.threads""",
+        train.batch_size train.accumulate train.log_every train.save_every train.keep evaluate.k evaluate.limit_bank speed.threads
+        pooling.num_heads pooling.k pooling.iterations pooling.layers pooling.blocks""",
     ),
     f"from 1 to {PIXELS_AT_MOST}": (lambda v: 1 <= v <= PIXELS_AT_MOST, "data.max_pixels"),
     "above 0": (
         lambda v: v > 0,
-        """backbone.mlp_ratio pooling.gamma method.student_temp teacher.temp teacher.warmup_temp teacher.patch_temp teacher.warmup_patch_temp
+        """backbone.mlp_ratio pooling.gamma pooling.scale pooling.epsilon method.student_temp teacher.temp teacher.warmup_temp teacher.patch_temp teacher.warmup_patch_temp
         optimizer.lr""",
     ),
     "from 0 to 1": (
@@ -324,6 +328,8 @@ def patch_contradictions(values) -> list[tuple[str, str]]:
 
 def masking_contradictions(values) -> list[tuple[str, str]]:
     """Ratios outside 0..1, and what masking and pooling ask of the attention."""
+    from maskwise.nn.pooling import with_attention
+
     found = []
     ratio, var = (each if isinstance(each, tuple) else (each,) for each in (values.get("masking.ratio"), values.get("masking.var")))
     if None not in (*ratio, *var):
@@ -337,7 +343,7 @@ def masking_contradictions(values) -> list[tuple[str, str]]:
         text = f"`{pooling}` needs a class token and backbone.class_token is false; use simpool, or keep the token"
         found.append(("pooling.name backbone.class_token", text))
     elif getattr(named("masking", masking), "needs_attention", False) and not getattr(row, "gives_attention", True):
-        text = f"`{masking}` hides what the teacher attends to, and pooling `{pooling}` has no attention; use simpool or cls, or mask at random"
+        text = f"`{masking}` hides what the teacher attends to, and pooling `{pooling}` has no attention; use one that has ({with_attention()}), or mask at random"
         found.append(("masking.name pooling.name", text))
     return found
 

@@ -60,7 +60,11 @@ def test_a_mask_hides():
     assert not torch.allclose(encoder(X).pooled, hidden.pooled)
 
 
-@pytest.mark.parametrize("pooling, pool", [("cls", {}), ("simpool", {"gamma": None}), ("simpool", {"gamma": 2.0, "num_heads": 2, "min_scope": "batch", "beta": True})])
+@pytest.mark.parametrize("pooling, pool", [
+    ("simpool", {"gamma": None}), ("simpool", {"gamma": 2.0, "num_heads": 2, "min_scope": "batch", "beta": True}),
+    ("simpool", {"k": 2, "reduce": "concat_project", "similarity": "cosine"}), ("gem", {"gamma": 3.0, "variant": "released"}), ("otk", {"k": 2, "epsilon": 0.5}),
+    ("kmeans", {"seed": 3}), ("cait", {"num_heads": 2, "blocks": 2}), *((name, {}) for name in POOLINGS),
+])  # fmt: skip
 def test_spec_rebuilds_the_encoder(pooling, pool):
     encoder = build(pooling, "before", pool, drop_path=0.1, mask_token=True, qk_norm=True)
     encoder.crop_pct, encoder.image_size = 1.0, (24, 24)

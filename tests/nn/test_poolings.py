@@ -6,8 +6,22 @@ import torch
 from maskwise.functional.errors import UserError
 from maskwise.nn import CLS, POOLINGS, Pooled, Tokens
 
-ROWS = [("cls", {}), ("simpool", {}), ("simpool", {"gamma": None}), ("simpool", {"gamma": 2.0, "num_heads": 2, "beta": True}), ("simpool", {"gamma": 5.0})]
+ROWS = [
+    *((name, {}) for name in POOLINGS),
+    *((name, {"variant": variant}) for name in POOLINGS for variant in ("paper", "released") if "variant" in POOLINGS[name](8).arguments()),
+    *((name, {"reduce": reduce}) for name in ("otk", "kmeans", "slot") for reduce in ("concat_project", "max_feature", "mean")),
+    ("simpool", {"gamma": None}), ("simpool", {"gamma": 2.0, "num_heads": 2, "beta": True}), ("simpool", {"gamma": 5.0}),
+    ("simpool", {"iterations": 3}), ("simpool", {"layers": 3, "num_heads": 2}), ("simpool", {"init": "learned"}), ("simpool", {"init": "energy"}),
+    ("simpool", {"similarity": "euclidean"}), ("simpool", {"similarity": "cosine", "normalise": "sigmoid"}), ("simpool", {"shared": True}),
+    ("simpool", {"linear": "", "norm": "", "gamma": None}), ("simpool", {"linear": "qkv", "norm": "qkv"}), ("simpool", {"k": 2}),
+    ("simpool", {"k": 3, "reduce": "concat_project"}), ("cait", {"blocks": 2}), ("gem", {"gamma": 3.0}),
+]  # fmt: skip
 DIM, HEADS = 8, 2
+BELOW_ONE = ("cls", "vit", "cait", "cbam")  # the rest of the attention went to the prefix, to the query itself, or to nobody
+
+
+def made(name, options):
+    return POOLINGS[name](DIM, **options)
 
 
 def given(batch, grid, dtype=torch.float64, zero=False):
@@ -26,46 +40,123 @@ def one(tokens, i):
 
 
 @pytest.mark.parametrize("name, options", ROWS, ids=str)
-@pytest.mark.parametrize("grid", [(1, 1), (6, 6), (5, 7), (14, 14)])
-@pytest.mark.parametrize("batch", [1, 5])
-def test_row_of_the_table(name, options, grid, batch):
+def test_row_of_the_table(name, options):
+    for grid in ((1, 1), (6, 6), (5, 7), (14, 14)):
+        for batch in (1, 5):
+            obeys(name, options, grid, batch)
+
+
+def obeys(name, options, grid, batch):
     torch.manual_seed(0)
-    pooling = POOLINGS[name](DIM, **options).double().eval()
+    pooling = made(name, options).double().eval()
     tokens = given(batch, grid)
     out = pooling(tokens)
     count = grid[0] * grid[1]
-    assert isinstance(out, Pooled) and out.vector.shape == (batch, DIM) and out.attention.shape[0::2] == (batch, count)
-    assert out.attention.ge(0).all()
-    total = out.attention.sum(-1)
-    assert total.lt(1).all() if name == "cls" else torch.allclose(total, torch.ones_like(total))
+    assert isinstance(out, Pooled) and out.vector.shape == (batch, DIM)
+    assert (out.attention is not None) == POOLINGS[name].gives_attention
+    if out.attention is not None:
+        assert out.attention.shape[0::2] == (batch, count) and out.attention.ge(0).all()
+        total = out.attention.sum(-1)
+        below = name in BELOW_ONE and options.get("variant") != "paper" or name == "cbam"
+        assert total.lt(1).all() if below else torch.allclose(total, torch.ones_like(total))
+    if getattr(pooling, "k", 1) > 1 and pooling.reduce == "max_logit":
+        assert out.vectors.shape == (batch, pooling.k, DIM)
+        torch.testing.assert_close(out.vectors.mean(1), out.vector)
+    else:
+        assert out.vectors is None
     assert torch.equal(pooling(tokens).vector, out.vector)
     for i in range(batch):
         torch.testing.assert_close(pooling(one(tokens, i)).vector[0], out.vector[i], atol=1e-12, rtol=0)
     torch.manual_seed(1)
-    twin = POOLINGS[name](DIM, **options).double()
+    twin = made(name, options).double().eval()
     twin.load_state_dict(pooling.state_dict())
     assert torch.equal(twin(tokens).vector, out.vector)
+    again = POOLINGS[name](**pooling.arguments())
+    assert {key: value.shape for key, value in again.state_dict().items()} == {key: value.shape for key, value in pooling.state_dict().items()}
 
 
 @pytest.mark.parametrize("name, options", ROWS, ids=str)
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("zero", [False, True])
-def test_precision_and_gradients(name, options, dtype, zero):
+def test_precision_and_gradients(name, options):
+    for dtype in (torch.float64, torch.float32, torch.bfloat16, torch.float16):
+        for zero in (False, True):
+            is_precise(name, options, dtype, zero)
+
+
+def is_precise(name, options, dtype, zero):
     torch.manual_seed(0)
-    exact = POOLINGS[name](DIM, **options).double()
-    pooling = POOLINGS[name](DIM, **options)
+    exact = made(name, options).double()
+    pooling = made(name, options)
     pooling.load_state_dict(exact.state_dict())
+    if name == "otk" and options.get("variant") != "released":
+        exact.epsilon = pooling.epsilon = 1.0  # the sharper the plan, the more a rounded input changes it
     tokens = given(5, (5, 7), dtype, zero)
     out = pooling.to(dtype)(tokens)
-    assert out.vector.dtype == dtype
-    out.vector.sum().backward()
+    assert out.vector.dtype == dtype and (out.vectors is None or out.vectors.dtype == dtype)
+    (out.vector.sum() if out.vectors is None else out.vectors.sum()).backward()
     for leaf in (tokens.patches, tokens.prefix, *pooling.parameters()):
         assert leaf.grad is None or leaf.grad.isfinite().all()
-    loose = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 0.06}[dtype]
+    for key, parameter in pooling.named_parameters():
+        assert parameter.grad is not None or not parameter.requires_grad, f"{key} is not in the graph"
+    loose = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 0.06, torch.float16: 0.02}[dtype]
+    if dtype in (torch.bfloat16, torch.float16) and (name == "kmeans" or getattr(pooling, "k", 1) > 1 and name == "simpool"):
+        return assert_close_to_its_own_clusters(pooling, tokens, out, loose)
     torch.testing.assert_close(out.vector.double(), exact(given(5, (5, 7), zero=zero)).vector, atol=loose, rtol=loose)
+
+
+def assert_close_to_its_own_clusters(pooling, tokens, out, loose):
+    """Which cluster a patch belongs to is a step function: compare with the rounded input's own, in float64."""
+    wide = Tokens(tokens.patches.detach().double(), tokens.prefix.detach().double(), tokens.grid, None)
+    torch.testing.assert_close(out.vector.double(), pooling.double()(wide).vector, atol=loose, rtol=loose)
+
+
+@pytest.mark.parametrize("name, options", ROWS, ids=str)
+def test_autocast_changes_nothing(name, options):
+    torch.manual_seed(0)
+    pooling, tokens = made(name, options).eval(), given(2, (5, 7), torch.float32)
+    plain = pooling(tokens).vector
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(pooling(tokens).vector, plain)
+
+
+@pytest.mark.parametrize("name, options", [row for row in ROWS if row[0] != "cls"], ids=str)
+def test_maps_are_flattened_row_by_row(name, options):
+    torch.manual_seed(0)
+    pooling, tokens = made(name, options).double().eval(), given(2, (5, 7))
+    out, flat = pooling(tokens.patches.transpose(1, 2).reshape(2, DIM, 5, 7)), pooling(tokens)
+    assert torch.equal(out.vector, flat.vector) and (out.attention is None or torch.equal(out.attention, flat.attention))
+    square = given(2, (6, 6))
+    assert torch.equal(pooling(square.patches).vector, pooling(square).vector)
+
+
+@pytest.mark.parametrize("name, options", [row for row in ROWS if row[0] != "cls"], ids=str)
+def test_training_on_a_single_patch_of_a_single_image(name, options):
+    torch.manual_seed(0)
+    pooling, tokens = made(name, options).train(), given(1, (1, 1), torch.float32)
+    out = pooling(tokens)
+    out.vector.sum().backward()
+    assert out.vector.isfinite().all() and tokens.patches.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("name", ["how", "cbam", "ge"])
+def test_neighbours_need_a_grid(name):
+    with pytest.raises(UserError, match="35 patches without a grid"):
+        POOLINGS[name](DIM)(torch.zeros(2, 35, DIM))
 
 
 def test_class_token_pooling_takes_no_bare_patches():
     for bare in (torch.zeros(2, 4, 8), Tokens(torch.zeros(2, 4, 8), torch.zeros(2, 0, 8), (2, 2))):
         with pytest.raises(UserError, match="simpool"):
             CLS(8)(bare)
+
+
+@pytest.mark.parametrize("name, options, words", [
+    ("gem", {"gamma": 0}, "above 0"), ("lse", {"scale": -1.0}, "above 0"), ("otk", {"epsilon": 0}, "epsilon above 0"), ("otk", {"iterations": 0}, "at least one"),
+    ("otk", {"k": 0}, "1 or more"), ("kmeans", {"reduce": "sum"}, "max_logit or concat_project or max_feature or mean"), ("kmeans", {"tolerance": -1}, "at least 0"),
+    ("slot", {"iterations": 0}, "1 or more"), ("se", {"variant": "mine"}, "paper or released"), ("vit", {"num_heads": 3}, "does not divide"),
+    ("cait", {"blocks": 0}, "1 or more"), ("simpool", {"layers": 0}, "1 or more"), ("simpool", {"linear": "kq"}, "q, k and v"),
+    ("simpool", {"shared": True, "linear": "q"}, "shares the maps"), ("simpool", {"k": 2, "num_heads": 2}, "begin by k-means"),
+    ("simpool", {"similarity": "l1"}, "dot or euclidean or cosine"),
+])  # fmt: skip
+def test_wrong_arguments(name, options, words):
+    with pytest.raises(UserError, match=words):
+        POOLINGS[name](DIM, **options)

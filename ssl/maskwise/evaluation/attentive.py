@@ -24,7 +24,7 @@ DEFAULTS = {"lr": 1e-3, "batch_size": 1024, "epochs": 90, "weight_decay": 0.0, "
 
 
 class Probe(nn.Module):
-    """Normalised patch tokens [B, N, D] -> logits [B, C]: a row of POOLINGS, batch-free, then a linear layer."""
+    """Normalised patch tokens [B, N, D] -> logits [B, C]: a row of POOLINGS, then a linear layer; of several vectors the largest logits."""
 
     def __init__(self, pooling: str, dim: int, classes: int, seed: int = 0, **options):
         super().__init__()
@@ -37,7 +37,8 @@ class Probe(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Tokens -> logits."""
-        return self.head(self.norm(self.pooling(tokens).vector))
+        pooled = self.pooling(tokens)
+        return self.head(self.norm(pooled.vector)) if pooled.vectors is None else self.head(self.norm(pooled.vectors)).amax(dim=1)
 
 
 def attentive(

@@ -12,6 +12,7 @@ from maskwise.export.source import ONLY, Source, trained
 from maskwise.functional.errors import UserError
 from maskwise.nn.weights import read_tensors
 from maskwise.nn.encoder import Encoder
+from maskwise.nn.pooling import SimPool
 
 MODEL, SPEC = "model.safetensors", "encoder.json"
 LAYOUTS = (*legacy.LAYOUTS, "timm", "dinov2", "dinov3")
@@ -127,7 +128,7 @@ def overridden(encoder: Encoder, overrides: dict) -> Encoder:
             raise UserError(f"position={overrides['position']!r} is unknown: choose offset, size or offset_always")
         encoder.backbone.position = overrides["position"]
     for key in ("gamma", "min_scope"):
-        if key in overrides and not hasattr(encoder.pooling, key):
+        if key in overrides and not isinstance(encoder.pooling, SimPool):
             raise UserError(f"{key} belongs to the pooling simpool and this encoder has another: leave it out")
         if key in overrides:
             setattr(encoder.pooling, key, overrides[key])

@@ -13,6 +13,7 @@ from torch import Tensor
 from maskwise.functional import draws, masks
 from maskwise.functional.attention import mean_heads
 from maskwise.functional.errors import UserError
+from maskwise.nn.pooling import with_attention
 
 
 class Hidden(NamedTuple):
@@ -142,7 +143,7 @@ class AttMaskHigh(Masking):
         if attention is None:
             raise UserError(
                 f"{type(self).__name__} follows the teacher's attention and the pooling gives none: choose a pooling that does "
-                "(cls, simpool), or masking random or block"
+                f"({with_attention()}), or masking random or block"
             )
         return self.rank(mean_heads(attention.detach()), self.ratios(keys), keys)
 

@@ -13,6 +13,7 @@ from maskwise.functional import average, draws, prototypes, schedules, targets
 from maskwise.functional.errors import UserError
 from maskwise.methods.lesson import Lesson
 from maskwise.methods.masking import Hidden, Masking, NoMasking
+from maskwise.nn.pooling import with_attention
 
 TARGETS = ("centering", "sinkhorn")
 
@@ -67,7 +68,7 @@ class StudentTeacher(nn.Module):
         if masking.needs_attention and not encoder.pooling.gives_attention:
             raise UserError(
                 f"{type(masking).__name__} hides where the teacher looks, and the pooling {type(encoder.pooling).__name__} "
-                "gives no attention: choose a pooling that does (cls, simpool), or masking random or block"
+                f"gives no attention: choose a pooling that does ({with_attention()}), or masking random or block"
             )
         self.hides = not isinstance(masking, NoMasking)
         if self.hides and not encoder.backbone.has_mask_token:
@@ -107,8 +108,11 @@ class StudentTeacher(nn.Module):
     def hide(self, features, views: Views, step: int, sample_ids: Tensor, start: bool = True) -> Hidden:
         """Return the masks of the student's global crops, drawn from where the teacher looked; empty before the `start`."""
         masking = self.masking if start else NoMasking()
+        attention = features.attention
+        if attention is not None and getattr(self.teacher.encoder.pooling, "k", 1) > 1:
+            attention = attention.amax(dim=1, keepdim=True)  # of k vectors a patch has the largest share: their mean is flat where they share out all patches
         device = features.pooled.device
-        return masking.draw(features.attention, features.grid, step=step, sample_ids=sample_ids, device=device, views=views.global_)
+        return masking.draw(attention, features.grid, step=step, sample_ids=sample_ids, device=device, views=views.global_)
 
     def study(self, global_crops: Tensor, local_crops: Tensor | None, hidden: Hidden, views: Views, step: int, sample_ids: Tensor):
         """Return the student's features of the masked global crops and its pooled vectors of all views, [S * B, D]."""

@@ -13,7 +13,7 @@ from maskwise.functional.errors import UserError
 from maskwise.functional.picture import orientation, to_rgb, turned
 from maskwise.functional.resample import resize_image, short_side
 from maskwise.nn.backbone import Backbone
-from maskwise.nn.pooling import POOLINGS
+from maskwise.nn.pooling import POOLINGS, Pooling
 from maskwise.nn.tokens import Features, Tokens
 
 CROP_PCT = 0.875
@@ -106,12 +106,13 @@ class Encoder(nn.Module):
         if self.norm_order == "before":
             tokens.patches, tokens.prefix = self.norm(tokens.patches), self.norm(tokens.prefix)
             pooled, patches = self.pooling(tokens), tokens.patches
-            vector = pooled.vector
+            vector, vectors = pooled.vector, pooled.vectors
         else:
             pooled = self.pooling(tokens)
             vector, patches = self.norm(pooled.vector), self.norm(tokens.patches)
+            vectors = None if pooled.vectors is None else self.norm(pooled.vectors)
         stages = None if tokens.stages is None else tuple(self.norm(stage) for stage in tokens.stages)
-        return Features(vector, patches, pooled.attention if attention else None, tokens.grid, tokens.keys, stages)
+        return Features(vector, patches, pooled.attention if attention else None, tokens.grid, tokens.keys, stages, vectors)
 
     @property
     def transform(self) -> Transform:
@@ -127,10 +128,7 @@ class Encoder(nn.Module):
 
         Raises UserError for a pooling outside the table or a timm argument that JSON cannot hold.
         """
-        pooling = {"name": pooling_row(self.pooling), "dim": self.dim}
-        if pooling["name"] == "simpool":
-            kept = ("gamma", "num_heads", "min_scope")
-            pooling.update({key: getattr(self.pooling, key) for key in kept}, beta=self.pooling.beta is not None)
+        pooling = {"name": pooling_row(self.pooling), **(self.pooling.arguments() if isinstance(self.pooling, Pooling) else {"dim": self.dim})}
         spec = {
             "backbone": self.backbone.spec(),
             "pooling": pooling,

@@ -26,7 +26,10 @@ class Tokens:
 
 @dataclass
 class Pooled:
-    """What a pooling gives: vector [B, D], the attention [B, H, N] that made it or None, further vectors [B, k, D] or None."""
+    """What a pooling gives: vector [B, D], the attention [B, H, N] that made it (of k vectors [B, k, N]) or None.
+
+    vectors [B, k, D] or None: where they are given, a classifier takes for each class the largest of their k logits.
+    """
 
     vector: Tensor
     attention: Tensor | None
@@ -38,7 +41,8 @@ class Features:
     """What an encoder gives.
 
     pooled [B, D]; patches [B, N, D] after the final norm; attention [B, H, N] of the pooling, neither averaged nor
-    renormalised, or None; grid (h, w); keys [B, N, D] and layers (one [B, P + N, D] each, after the final norm) if asked for.
+    renormalised, or None; grid (h, w); keys [B, N, D] and layers (one [B, P + N, D] each, after the final norm) if asked for;
+    vectors [B, k, D] of a pooling whose k logits a classifier is to take the largest of, class by class, or None.
     """
 
     pooled: Tensor
@@ -47,3 +51,4 @@ class Features:
     grid: tuple[int, int]
     keys: Tensor | None = None
     layers: tuple[Tensor, ...] | None = None
+    vectors: Tensor | None = None

@@ -9,50 +9,106 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from maskwise.functional.errors import UserError
-from maskwise.nn.tokens import Pooled, Tokens
+from maskwise.functional.means import power_mean
+from maskwise.nn.pooling import framework
+from maskwise.nn.pooling.kmeans import lloyd
+from maskwise.nn.pooling.several import Several
+from maskwise.nn.tokens import Pooled
 
 NORM_EPS = 1e-6
 SHIFT = 1e-6  # added after the minimum is taken off, so that no value is zero under the power
+INITS = ("gap", "energy", "learned")
+SIMILARITIES = ("dot", "euclidean", "cosine")
+NORMALISATIONS = ("softmax", "sigmoid")
+STARTS = ("normal", "uniform")
 
 
-class SimPool(nn.Module):
+class SimPool(Several):
     """Tokens, [B, N, dim] or [B, dim, H, W] -> Pooled(vector [B, dim], attention [B, heads, N], each head's sum 1).
 
     The query is the mean of the raw tokens, keys and values share one LayerNorm, and values meet in a power mean of
     exponent `gamma` above the minimum (None: a plain mean). `min_scope` takes that minimum per "image", as the paper,
     or per "batch", as the released weights were trained. `beta` adds a learned scalar. Weights: 2 dim^2 + 2 dim (+ 1).
-    Raises UserError for arguments outside these. SimPool paper eq. 12-17, pooling.md 1.
+    `weight_start` draws W_Q and W_K "normal" (std 0.02: ViT, ConvNeXt) or "uniform" (+-1 / sqrt(dim): ResNet).
+
+    The rest are the paper's ablations (Table 10), the default its choice: what the query begins as (`init`), `similarity`,
+    `normalise` (sigmoid: then shared out over patches), `iterations` of one set of maps, `layers` of a set each, `shared` W_Q = W_K,
+    which of q, k, v have a map (`linear`) and a LayerNorm (`norm`), and `k` vectors begun by k-means, with their `reduce`.
+    Raises UserError for arguments outside these. SimPool paper eq. 12-17, pooling.md 1 and 2.4.
     """
 
-    needs: frozenset[str] = frozenset()
-    gives_attention = True
-
-    def __init__(self, dim: int, gamma: float | None = 1.25, num_heads: int = 1, min_scope: str = "image", beta: bool = False):
-        super().__init__()
+    def __init__(
+        self,
+        dim: int,
+        gamma: float | None = 1.25,
+        num_heads: int = 1,
+        min_scope: str = "image",
+        beta: bool = False,
+        *,
+        weight_start: str = "normal",
+        init: str = "gap",
+        similarity: str = "dot",
+        normalise: str = "softmax",
+        iterations: int = 1,
+        layers: int = 1,
+        shared: bool = False,
+        linear: str = "qk",
+        norm: str = "kv",
+        k: int = 1,
+        reduce: str = "max_logit",
+    ):
+        super().__init__(dim, k, reduce)
         if gamma is not None and gamma <= 0:
             raise UserError(f"pooling.gamma={gamma} is not above 0: choose 1.25 for transformers, 2 for convolutions, or null for a plain mean")
-        if num_heads < 1 or dim % num_heads:
-            raise UserError(f"pooling.num_heads={num_heads} does not divide the width {dim}: choose a divisor")
-        if min_scope not in ("image", "batch"):
-            raise UserError(f"pooling.min_scope={min_scope!r} is unknown: choose image or batch")
-        self.dim, self.gamma, self.num_heads, self.min_scope = dim, gamma, num_heads, min_scope
-        self.norm_patches = nn.LayerNorm(dim, eps=NORM_EPS)
-        self.wq = nn.Linear(dim, dim, bias=False)
-        self.wk = nn.Linear(dim, dim, bias=False)
-        for layer in (self.wq, self.wk):
-            nn.init.trunc_normal_(layer.weight, std=0.02)
+        self.gamma, self.num_heads, self.min_scope = gamma, self.heads_of(num_heads), self.chosen("min_scope", min_scope, ("image", "batch"))
+        self.weight_start, self.init = self.chosen("weight_start", weight_start, STARTS), self.chosen("init", init, INITS)
+        self.similarity, self.normalise = self.chosen("similarity", similarity, SIMILARITIES), self.chosen("normalise", normalise, NORMALISATIONS)
+        self.iterations, self.layers, self.shared, self.linear, self.norm = iterations, layers, shared, linear, norm
+        self._check()
+        if norm:
+            self.norm_patches = nn.LayerNorm(dim, eps=NORM_EPS)
+        for name in linear:
+            self._add_map(self, name)
         self.beta = nn.Parameter(torch.zeros(1)) if beta and gamma is not None else None
+        if init == "learned":
+            self.start = nn.Parameter(torch.randn(1, 1, dim) * 0.02)
+        if layers > 1:
+            self.further = nn.ModuleList(nn.Module() for _ in range(layers - 1))
+            for each in self.further:
+                for name in linear:
+                    self._add_map(each, name)
+        self.usual = (init, similarity, normalise, iterations, layers, shared, linear, norm, k) == ("gap", "dot", "softmax", 1, 1, False, "qk", "kv", 1)
 
-    def forward(self, tokens: Tokens | Tensor) -> Pooled:
-        """Tokens, [B, N, D] or [B, D, H, W] -> Pooled; computed in float32 or better, the vector returned in the input's type."""
-        patches = tokens.patches if isinstance(tokens, Tokens) else tokens
-        if patches.ndim == 4:
-            patches = patches.flatten(2).transpose(1, 2)
-        with torch.autocast(patches.device.type, enabled=False):  # V^gamma underflows in half precision (pooling.md 1.9)
-            vector, attention = self._pool(patches if patches.dtype == torch.float64 else patches.float())
-        return Pooled(vector.to(patches.dtype), attention)
+    def _check(self) -> None:
+        for key in ("iterations", "layers"):
+            if getattr(self, key) < 1:
+                raise UserError(f"pooling.{key}={getattr(self, key)} is out of range: choose 1 or more")
+        for key in ("linear", "norm"):
+            value = getattr(self, key)
+            if value not in ("", "q", "k", "v", "qk", "qv", "kv", "qkv"):
+                raise UserError(f"pooling.{key}={value!r} is unknown: name those of q, k and v that have one, such as kv; '' for none")
+        if self.shared and "qk" not in self.linear:
+            raise UserError(f"pooling.shared=true shares the maps of q and k, and pooling.linear={self.linear!r} has not both: choose qk or qkv")
+        if self.k > 1 and (self.num_heads > 1 or self.init != "gap"):
+            raise UserError(f"pooling.k={self.k} vectors begin by k-means and have one head each: leave pooling.init and pooling.num_heads out, or choose k=1")
 
-    def _pool(self, x: Tensor) -> tuple[Tensor, Tensor]:
+    def _add_map(self, home: nn.Module, name: str) -> None:
+        if name == "k" and self.shared:
+            return
+        layer = nn.Linear(self.dim, self.dim, bias=False)
+        if self.weight_start == "normal":
+            nn.init.trunc_normal_(layer.weight, std=0.02)
+        home.add_module(f"w{name}", layer)
+
+    def arguments(self) -> dict[str, object]:
+        """What this pooling was built with; `beta` is a weight, and told by its presence."""
+        return {**super().arguments(), "beta": self.beta is not None}
+
+    def pool(self, x: Tensor, grid) -> Pooled:
+        """The weighted power mean of patches."""
+        return self._usual(x) if self.usual else self._ablated(x)
+
+    def _usual(self, x: Tensor) -> Pooled:
         heads, width = self.num_heads, self.dim // self.num_heads
         normed = F.layer_norm(x, (self.dim,), self.norm_patches.weight.to(x.dtype), self.norm_patches.bias.to(x.dtype), NORM_EPS)
         query = F.linear(x.mean(dim=1), self.wq.weight.to(x.dtype)).unflatten(-1, (heads, 1, width))
@@ -60,14 +116,61 @@ class SimPool(nn.Module):
         towards = torch.matmul(query, self.wk.weight.to(x.dtype).unflatten(0, (heads, width))).squeeze(2)  # [B, heads, D]
         attention = torch.softmax(torch.matmul(towards, normed.transpose(1, 2)) / math.sqrt(width), dim=-1)
         if self.gamma is None:
-            return self._weigh(attention, normed), attention
-        low = normed.flatten(1).min(dim=1).values[:, None, None] if self.min_scope == "image" else normed.min()
-        values = normed - low + SHIFT
+            return Pooled(self._weigh(attention, normed), attention)
+        values = self._lifted(normed)
         top = values.detach().amax(dim=1, keepdim=True)  # a scale that cancels: no power of a large gamma under- or overflows
         mean = self._weigh(attention, (values / top).pow(self.gamma)).clamp_min(torch.finfo(x.dtype).tiny)
         mean = mean.pow(1 / self.gamma) * top[:, 0]
-        return mean if self.beta is None else mean + self.beta.to(x.dtype), attention
+        return Pooled(mean if self.beta is None else mean + self.beta.to(x.dtype), attention)
+
+    def _lifted(self, values: Tensor) -> Tensor:
+        low = values.flatten(1).min(dim=1).values[:, None, None] if self.min_scope == "image" else values.min()
+        return values - low + SHIFT
 
     def _weigh(self, attention: Tensor, values: Tensor) -> Tensor:
         split = values.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)  # [B, heads, N, D / heads]
         return torch.matmul(attention.unsqueeze(2), split).flatten(1)
+
+    def _ablated(self, x: Tensor) -> Pooled:
+        u, attention = framework.pool(x, *self.steps())
+        return self.reduced(u if self.beta is None else u + self.beta.to(x.dtype), attention)
+
+    def steps(self) -> list[framework.Parts]:
+        """This pooling in the parts of the framework, one `Parts` a layer; equal to what `forward` computes in one piece."""
+        spread, gather = framework.split(self.num_heads)
+        scale = math.sqrt(self.dim // self.num_heads) if self.similarity != "cosine" else 1.0
+        normalise = {"softmax": framework.softmax, "sigmoid": framework.sigmoid}[self.normalise](scale)
+        more = [] if self.layers == 1 else list(self.further)
+
+        def mapped(home: nn.Module, name: str):
+            layer = getattr(home, "wq" if self.shared and name == "k" else f"w{name}", None) if name in self.linear else None
+
+            def apply(x: Tensor, *_) -> Tensor:
+                if name in self.norm:
+                    x = F.layer_norm(x, (self.dim,), self.norm_patches.weight.to(x.dtype), self.norm_patches.bias.to(x.dtype), NORM_EPS)
+                return x if layer is None else F.linear(x, layer.weight.to(x.dtype))
+
+            return apply
+
+        def parts(home: nn.Module) -> framework.Parts:
+            query, value = mapped(home, "q"), mapped(home, "v")
+            return framework.Parts(
+                init=self._begin,
+                query=query if self.num_heads == 1 else lambda u: spread(query(u)),
+                key=mapped(home, "k"),
+                similarity=getattr(framework, self.similarity),
+                attention=normalise,
+                value=value if self.gamma is None else lambda x, q: self._lifted(value(x)),
+                f=torch.matmul if self.gamma is None else lambda a, v: power_mean(a, v, self.gamma),
+                update=framework.same if self.num_heads == 1 else gather,
+                iterations=self.iterations,
+            )
+
+        return [parts(home) for home in (self, *more)]
+
+    def _begin(self, x: Tensor) -> Tensor:
+        if self.k > 1:
+            return torch.matmul(lloyd(x.detach(), self.k, iterations=5, tolerance=0.01, seed=0), x)
+        if self.init == "learned":
+            return self.start.to(x.dtype).expand(len(x), -1, -1)
+        return framework.average(x) if self.init == "gap" else framework.by_energy(x)

@@ -1,0 +1,51 @@
+"""Optimal transport between patches and learned references."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from maskwise.functional.errors import UserError
+from maskwise.nn.pooling.pooling import VARIANTS
+from maskwise.nn.pooling.several import Several, negative_square
+from maskwise.nn.tokens import Pooled
+
+TEMPERATURE = 25.0  # of the released scores
+
+
+class OTK(Several):
+    """k references, each the average of the patches that optimal transport brings to it. Attention: k times the plan, each row's sum 1.
+
+    The plan is Sinkhorn's after `iterations`, with squared distances (their mean over channels, so that `epsilon` does not
+    depend on the width); its last step makes each reference's share equal, and its columns near k / N. With k = 1 it is the average.
+    variant="released" is what the code behind the paper's figures computed: a softmax over patches of <x, u> / 25.
+    Weights: k D. Raises UserError for epsilon or iterations out of range. SimPool paper eq. B13-B15, psi the identity.
+    """
+
+    def __init__(self, dim: int, k: int = 3, reduce: str = "max_logit", epsilon: float = 0.1, iterations: int = 3, variant: str = "paper"):
+        super().__init__(dim, k, reduce)
+        if epsilon <= 0 or iterations < 1:
+            wrong = f"epsilon={epsilon}" if epsilon <= 0 else f"iterations={iterations}"
+            raise UserError(f"pooling.{wrong} is out of range: choose an epsilon above 0 and at least one iteration")
+        self.epsilon, self.iterations, self.variant = epsilon, iterations, self.chosen("variant", variant, VARIANTS)
+        self.references = nn.Parameter(torch.randn(k, dim))
+
+    def pool(self, x: Tensor, grid) -> Pooled:
+        """Averages under the transport plan."""
+        u = self.references.to(x.dtype)
+        if self.variant == "released":
+            attention = torch.softmax(torch.matmul(u, x.transpose(1, 2)) / TEMPERATURE, dim=-1)
+        else:
+            attention = sinkhorn(negative_square(x, u.unsqueeze(0)) / (self.dim * self.epsilon), self.iterations)
+        return self.reduced(torch.matmul(attention, x), attention)
+
+
+def sinkhorn(logits: Tensor, iterations: int) -> Tensor:
+    """Logits [B, k, N] -> a plan whose rows sum to 1 and, when converged, its columns to k / N; in the log domain."""
+    share = math.log(logits.shape[1] / logits.shape[2])
+    for _ in range(iterations):
+        logits = logits - logits.logsumexp(dim=1, keepdim=True) + share
+        logits = logits - logits.logsumexp(dim=2, keepdim=True)
+    return logits.exp()

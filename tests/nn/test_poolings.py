@@ -13,7 +13,7 @@ ROWS = [
     ("simpool", {"gamma": None}), ("simpool", {"gamma": 2.0, "num_heads": 2, "beta": True}), ("simpool", {"gamma": 5.0}),
     ("simpool", {"iterations": 3}), ("simpool", {"layers": 3, "num_heads": 2}), ("simpool", {"init": "learned"}), ("simpool", {"init": "energy"}),
     ("simpool", {"similarity": "euclidean"}), ("simpool", {"similarity": "cosine", "normalise": "sigmoid"}), ("simpool", {"shared": True}),
-    ("simpool", {"linear": "", "norm": "", "gamma": None}), ("simpool", {"linear": "qkv", "norm": "qkv"}), ("simpool", {"k": 2}),
+    ("simpool", {"linear": "", "layer_norm": "", "gamma": None}), ("simpool", {"linear": "qkv", "layer_norm": "qkv"}), ("simpool", {"k": 2}),
     ("simpool", {"k": 3, "reduce": "concat_project"}), ("cait", {"blocks": 2}), ("gem", {"gamma": 3.0}),
 ]  # fmt: skip
 DIM, HEADS = 8, 2

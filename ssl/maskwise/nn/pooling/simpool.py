@@ -33,7 +33,7 @@ class SimPool(Several):
 
     The rest are the paper's ablations (Table 10), the default its choice: what the query begins as (`init`), `similarity`,
     `normalise` (sigmoid: then shared out over patches), `iterations` of one set of maps, `layers` of a set each, `shared` W_Q = W_K,
-    which of q, k, v have a map (`linear`) and a LayerNorm (`norm`), and `k` vectors begun by k-means, with their `reduce`.
+    which of q, k, v have a map (`linear`) and a LayerNorm (`layer_norm`), and `k` vectors begun by k-means, with their `reduce`.
     Raises UserError for arguments outside these. SimPool paper eq. 12-17, pooling.md 1 and 2.4.
     """
 
@@ -53,7 +53,7 @@ class SimPool(Several):
         layers: int = 1,
         shared: bool = False,
         linear: str = "qk",
-        norm: str = "kv",
+        layer_norm: str = "kv",
         k: int = 1,
         reduce: str = "max_logit",
     ):
@@ -63,9 +63,9 @@ class SimPool(Several):
         self.gamma, self.num_heads, self.min_scope = gamma, self.heads_of(num_heads), self.chosen("min_scope", min_scope, ("image", "batch"))
         self.weight_start, self.init = self.chosen("weight_start", weight_start, STARTS), self.chosen("init", init, INITS)
         self.similarity, self.normalise = self.chosen("similarity", similarity, SIMILARITIES), self.chosen("normalise", normalise, NORMALISATIONS)
-        self.iterations, self.layers, self.shared, self.linear, self.norm = iterations, layers, shared, linear, norm
+        self.iterations, self.layers, self.shared, self.linear, self.layer_norm = iterations, layers, shared, linear, layer_norm
         self._check()
-        if norm:
+        if layer_norm:
             self.norm_patches = nn.LayerNorm(dim, eps=NORM_EPS)
         for name in linear:
             self._add_map(self, name)
@@ -77,13 +77,13 @@ class SimPool(Several):
             for each in self.further:
                 for name in linear:
                     self._add_map(each, name)
-        self.usual = (init, similarity, normalise, iterations, layers, shared, linear, norm, k) == ("gap", "dot", "softmax", 1, 1, False, "qk", "kv", 1)
+        self.usual = (init, similarity, normalise, iterations, layers, shared, linear, layer_norm, k) == ("gap", "dot", "softmax", 1, 1, False, "qk", "kv", 1)
 
     def _check(self) -> None:
         for key in ("iterations", "layers"):
             if getattr(self, key) < 1:
                 raise UserError(f"pooling.{key}={getattr(self, key)} is out of range: choose 1 or more")
-        for key in ("linear", "norm"):
+        for key in ("linear", "layer_norm"):
             value = getattr(self, key)
             if value not in ("", "q", "k", "v", "qk", "qv", "kv", "qkv"):
                 raise UserError(f"pooling.{key}={value!r} is unknown: name those of q, k and v that have one, such as kv; '' for none")
@@ -146,7 +146,7 @@ class SimPool(Several):
             layer = getattr(home, "wq" if self.shared and name == "k" else f"w{name}", None) if name in self.linear else None
 
             def apply(x: Tensor, *_) -> Tensor:
-                if name in self.norm:
+                if name in self.layer_norm:
                     x = F.layer_norm(x, (self.dim,), self.norm_patches.weight.to(x.dtype), self.norm_patches.bias.to(x.dtype), NORM_EPS)
                 return x if layer is None else F.linear(x, layer.weight.to(x.dtype))
 

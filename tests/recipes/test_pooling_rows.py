@@ -1,0 +1,64 @@
+"""Every pooling through a recipe: its keys are read, a method trains on it, an export brings it back."""
+
+import pytest
+import torch
+
+from maskwise.functional.errors import UserError
+from maskwise.nn import POOLINGS
+from maskwise.nn.encoder import encoder_from_spec
+from maskwise.recipe import read_recipe
+
+ATTENTIVE = [name for name, row in POOLINGS.items() if row.gives_attention]
+
+
+def trainer(*words):
+    from maskwise import build
+
+    return build.trainer(read_recipe("debug/tiny", "data.count=16", *words))
+
+
+@pytest.mark.parametrize("name", POOLINGS)
+def test_a_row_trains_in_dino_with_every_weight_in_the_graph(name):
+    torch.manual_seed(0)
+    made = trainer("method=dino", f"pooling.name={name}", "masking.name=none")
+    size = made.method.student.encoder.image_size[0]
+    before = {key: value.clone() for key, value in made.method.student.encoder.pooling.named_parameters()}
+    for _ in range(2):
+        made.step(torch.randn(16, 3, size, size), torch.randn(16, 3, size // 2, size // 2))
+    for key, value in made.method.student.encoder.pooling.named_parameters():
+        assert value.isfinite().all() and (value.grad is not None or not value.requires_grad), key
+    moved = [key for key, value in made.method.student.encoder.pooling.named_parameters() if not torch.equal(value, before[key])]
+    assert bool(moved) == any(value.requires_grad for value in made.method.student.encoder.pooling.parameters())
+    spec = made.method.teacher.encoder.spec()
+    twin = encoder_from_spec(spec)
+    assert twin.spec() == spec
+    twin.load_state_dict(made.method.teacher.encoder.state_dict(), strict=False)
+
+
+@pytest.mark.parametrize("name", POOLINGS)
+def test_attmask_follows_whatever_attends_and_refuses_the_rest(name):
+    words = (f"pooling.name={name}", "masking.name=attmask_high", "masking.prob=1.0", "masking.ratio=0.3", "masking.var=0.0")
+    if name not in ATTENTIVE:
+        with pytest.raises(UserError, match=f"pooling `{name}` has no attention; use one that has \\(cls, simpool, how, "):
+            read_recipe("debug/tiny", *words)
+        return
+    torch.manual_seed(0)
+    made = trainer(*words)
+    size = made.method.student.encoder.image_size[0]
+    crops = torch.randn(4, 3, size, size)
+    features = made.method.look(crops)
+    views = made.method.count_views(crops, None, torch.arange(2))
+    hidden = made.method.hide(features, views, 0, torch.arange(2))
+    seen = features.attention.amax(1) if features.attention.shape[1] == getattr(made.method.teacher.encoder.pooling, "k", 1) else features.attention.mean(1)
+    for mask, row in zip(hidden.mask, seen):
+        assert mask.sum() == int(0.3 * mask.numel()) and row[mask].min() >= row[~mask].max()
+
+
+@pytest.mark.parametrize("words, text", [
+    ("pooling.name=otk pooling.k=0", "must be at least 1, not 0"), ("pooling.name=slot pooling.reduce=max", "max_logit"), ("pooling.name=gem pooling.num_heads=2", "nothing reads this key"),
+    ("pooling.name=lse pooling.scale=-1", "must be above 0"), ("pooling.name=cait pooling.num_heads=7", "does not divide"), ("pooling.name=simpool pooling.layer_norm=xy", "name those of q, k and v"),
+])  # fmt: skip
+def test_mistakes_end_in_one_line(words, text):
+    with pytest.raises(UserError, match=text) as caught:
+        read_recipe("debug/tiny", *words.split())
+    assert "\n" not in str(caught.value)

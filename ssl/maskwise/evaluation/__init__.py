@@ -1,7 +1,7 @@
 """Evaluations: (encoder, data, world, **options) -> Report, each a function of extracted features."""
 
 from maskwise.evaluation import (
-    attentive, background, clustering, copy_detection, few_shot, finetune, knn, linear, logistic, masked, recall, retrieval, robustness,
+    analysis, attentive, background, clustering, copy_detection, few_shot, finetune, knn, linear, logistic, masked, recall, retrieval, robustness,
 )  # fmt: skip
 
 EVALUATIONS = {
@@ -14,6 +14,7 @@ EVALUATIONS = {
     "clustering": clustering.clustering,
     "backgrounds": background.backgrounds,
     "masked": masked.masked,
+    "analysis": analysis.analysis,
     "robustness": robustness.robustness,
     "recall": recall.recall,
     "retrieval": retrieval.retrieval,

@@ -20,15 +20,15 @@ from maskwise.functional.errors import UserError
 
 # layout -> (evaluation, options that have to do with the layout)
 PROTOCOLS: dict[str, tuple[tuple[str, dict], ...]] = {
-    "imagenet": (("knn", {"feature": ("pooled",), "k": (10, 20)}), ("clustering", {}), ("masked", {}), ("robustness", {}), ("logistic", {}), ("linear", {})),
-    "cifar": (("knn", {"feature": ("pooled",), "k": (10, 20)}), ("clustering", {}), ("masked", {}), ("logistic", {}), ("linear", {})),
+    "imagenet": (("knn", {"feature": ("pooled",), "k": (10, 20)}), ("clustering", {}), ("masked", {}), ("robustness", {}), ("analysis", {}), ("logistic", {}), ("linear", {})),
+    "cifar": (("knn", {"feature": ("pooled",), "k": (10, 20)}), ("clustering", {}), ("masked", {}), ("analysis", {}), ("logistic", {}), ("linear", {})),
     "flowers": (("knn", {"feature": ("pooled",), "k": (10, 20)}), ("logistic", {}), ("linear", {})),
     "in9": (("backgrounds", {}),),
     "revisited": (("retrieval", {}),),
     "copydays": (("copy_detection", {}),),
     **{name: (("recall", {"preset": name}),) for name in ("cub", "cars", "products", "inshop")},
 }
-LONG = ("linear", "logistic", "attentive", "finetune")  # what trains something: on request
+LONG = ("linear", "logistic", "attentive", "finetune", "analysis")  # what trains something or looks at every layer: on request
 BESIDE = {"imagenet_r": ("imagenet-r", "imagenet_r"), "imagenet_v2": ("imagenet-v2", "imagenetv2-matched-frequency", "imagenetv2-matched-frequency-format-val"), "real": ("real.json",)}
 
 
@@ -51,7 +51,7 @@ class Task:
 def plan(folder, *, also: Sequence[str] = (), probe=None) -> list[Task]:
     """What a folder, and the folders in it, allow. Raises UserError where that is nothing.
 
-    also: evaluations that train something, of LONG. IN-9 is judged by a probe, or by the training images of the first ImageNet-like
+    also: evaluations of LONG. IN-9 is judged by a probe, or by the training images of the first ImageNet-like
     folder; without either it is left out.
     """
     root = Path(folder).expanduser()

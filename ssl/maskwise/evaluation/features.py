@@ -24,7 +24,7 @@ from maskwise.functional.errors import UserError
 from maskwise.functional.resample import resize_image
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
-_NAME = re.compile(r"(?:pooled|patch_mean|patches|keys|attention|(?:cls|mean)\d*)")
+_NAME = re.compile(r"(?:pooled|vectors|patch_mean|patches|keys|attention|(?:cls|mean)\d*)")
 
 
 @dataclasses.dataclass
@@ -77,7 +77,7 @@ def extract(
 
     what: names of features, each after the final norm: `pooled`; `patch_mean`; `cls4` and `mean4`, the class tokens and the mean
     patch tokens of the last 4 (any number of) blocks side by side, the oldest first; `patches`; `keys` of the last block;
-    `attention` [n, H, N]; `a+b` side by side, `a~b` element by element in turn. view(image, i) replaces the evaluation transform;
+    `attention` [n, H, N]; `vectors` [n, k, D] of a pooling that gives several; `a+b` side by side, `a~b` element by element in turn. view(image, i) replaces the evaluation transform;
     uint8 that it gives is normalised here. precision "bf16" computes under autocast and keeps bfloat16. cache: a folder where
     features stay, by a hash of weights, transform, data and precision; they are mapped, not read, and made in parts, so that an
     interrupted extraction goes on. Batches go round the ranks, so features do not depend on their number; all ranks get the whole
@@ -153,7 +153,7 @@ def check(encoder, names: Sequence[str], precision: str = "fp32") -> None:
     for name in names:
         for term in re.split(r"[+~]", name):
             if not _NAME.fullmatch(term) or term in ("cls0", "mean0"):
-                raise UserError(f"no feature {name!r}; there are pooled, patch_mean, cls4, mean4 (any number of blocks), patches, keys, attention, and a+b of them")
+                raise UserError(f"no feature {name!r}; there are pooled, vectors, patch_mean, cls4, mean4 (any number of blocks), patches, keys, attention, and a+b of them")
             kind, count = _last(term)
             if kind == "cls" and not getattr(backbone, "has_class_token", True):
                 raise UserError(f"feature {name!r} needs a class token and this encoder has none; take pooled, or mean{count} of its blocks")
@@ -180,7 +180,7 @@ def rows_of(name: str, features, prefix: int = 1) -> Tensor:
         return torch.cat([stage[:, 0] if kind == "cls" else stage[:, prefix:].float().mean(dim=1) for stage in stages], dim=-1)
     if name == "patch_mean":
         return features.patches.float().mean(dim=1)
-    found = getattr(features, name)
+    found = getattr(features, name, None)
     if found is None:
         raise UserError(f"this encoder gives no {name}; choose another feature, or an encoder whose pooling makes an attention")
     return found

@@ -8,6 +8,7 @@ import math
 import os
 from pathlib import Path
 
+from maskwise.functional.draw import write_png
 from maskwise.functional.errors import UserError
 
 
@@ -17,7 +18,8 @@ class Report:
 
     numbers: name -> value, flat, accuracies in per cent; protocol: every setting that moves them; data_hash: hex digest of
     the images and labels; cost: seconds, images, images_per_second, device; corrupt: name -> reason of images left out; seeds: what
-    was drawn -> its seed; epochs: of something trained, {"best": numbers, "last": numbers} and at which epoch.
+    was drawn -> its seed; epochs: of something trained, {"best": numbers, "last": numbers} and at which epoch; curves: name -> points
+    [(x, y), ...]; pictures: name -> uint8 [H, W, 3], saved beside the JSON and not in it.
     """
 
     numbers: dict
@@ -27,15 +29,23 @@ class Report:
     corrupt: dict = dataclasses.field(default_factory=dict)
     seeds: dict = dataclasses.field(default_factory=dict)
     epochs: dict = dataclasses.field(default_factory=dict)
+    curves: dict = dataclasses.field(default_factory=dict)
+    pictures: dict = dataclasses.field(default_factory=dict, repr=False)
 
     def save(self, path: str | Path) -> Path:
-        """Write as JSON, aside and then in place; numbers that are not finite become null. Raises UserError where it cannot."""
+        """Write as JSON, aside and then in place, and each picture as STEM_NAME.png beside it; numbers that are not finite become null.
+
+        Raises UserError where it cannot.
+        """
         path = Path(path)
         aside = path.with_name(f".{path.name}.{os.getpid()}")
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            aside.write_text(json.dumps(_plain(dataclasses.asdict(self)), indent=2) + "\n", encoding="utf-8")
+            told = {each.name: getattr(self, each.name) for each in dataclasses.fields(self) if each.name != "pictures"}
+            aside.write_text(json.dumps(_plain(told), indent=2) + "\n", encoding="utf-8")
             os.replace(aside, path)
+            for name, picture in self.pictures.items():
+                write_png(path.with_name(f"{path.stem}_{name}.png"), picture)
         except OSError as error:
             raise UserError(f"cannot write the report {path}: {error.strerror}; choose a folder that you may write to") from None
         return path

@@ -86,6 +86,30 @@ def first_right(similarity: Tensor, right: Tensor, own: Tensor | None = None) ->
     return torch.where(right.any(dim=1), before.sum(dim=1), similarity.shape[1])
 
 
+def feature_variance(maps: Tensor) -> dict[str, float]:
+    """How unlike the features of a layer are: [B, C, H, W] -> {"spatial", "channel"}, means over the images.
+
+    spatial: unbiased variance over positions, averaged over channels; channel: unbiased variance over channels, averaged over
+    positions; NaN where there is one of them only. Park and Kim 2022, MAP fig. 2; evaluation.md 13.
+    """
+    flat = _full(maps).flatten(2)
+    return {"spatial": _variance(flat, 2), "channel": _variance(flat, 1)}
+
+
+def _variance(flat: Tensor, dim: int) -> float:
+    return float(flat.var(dim=dim).double().mean()) if flat.shape[dim] > 1 else float("nan")
+
+
+def token_errors(each: Tensor, together: Tensor, labels: Tensor) -> dict[str, float]:
+    """Zero-one error of several predictors taken apart: classes int64 [n, k], [n] and [n] -> {"bias", "variance", "error"}, per cent.
+
+    bias: how often the joint prediction is wrong; variance: how often a single one is not the joint one, averaged over the k; error:
+    how often a single one is wrong. MAP eq. 2, after Domingos 2000.
+    """
+    found = {"bias": together != labels, "variance": each != together[:, None], "error": each != labels[:, None]}
+    return {name: 100.0 * float(wrong.double().mean()) for name, wrong in found.items()}
+
+
 def _chunks(rows: int, columns: int) -> list[Tensor]:
     return list(torch.arange(rows).split(max(1, _CELLS // max(1, columns)))) if rows else []
 

@@ -39,6 +39,7 @@ class MAPClassifier(nn.Module):
         if layers is None:
             layers = () if widths is None else tuple(range(len(widths)))
         self.layers, self.prefix, self.classes, self.light = tuple(layers), getattr(backbone, "num_prefix", 0), classes, light
+        self.tokens = groups if light else groups * tokens  # that speak
         dims = [encoder.dim if widths is None else widths[i] for i in self.layers] or [encoder.dim]
         self.distil = {"intra": intra, "inter": inter, "reduction": reduction, "teacher": teacher, "center": center, "total": total}
         self.head = MAPHead(

@@ -102,19 +102,19 @@ MUTANTS = {
     ),
     # masks
     "mask transposed": Mutant(
-        "nn/backbone.py",
+        "nn/transformer.py",
         {"torch.where(mask.unsqueeze(-1), token, x)": "torch.where(mask.unflatten(1, grid).transpose(1, 2).flatten(1).unsqueeze(-1), token, x)"},
         NN,
     ),
     "position added before the mask token": Mutant(
-        "nn/backbone.py",
+        "nn/transformer.py",
         {
             "            x = torch.where(mask.unsqueeze(-1), token, x)\n": "            pass\n",
             "grid, self.position)\n        if": "grid, self.position)\n        x = x if mask is None else torch.where(mask.unsqueeze(-1), token, x)\n        if",
         },
         NN,
     ),
-    "CLS key kept": Mutant("nn/backbone.py", {"row[..., self.num_prefix :]": "row[..., : -self.num_prefix]"}, NN),
+    "CLS key kept": Mutant("nn/transformer.py", {"row[..., self.num_prefix :]": "row[..., : -self.num_prefix]"}, NN),
     "heads renormalised": Mutant(
         "methods/masking.py", {"mean_heads(attention.detach())": "mean_heads(attention.detach() / attention.detach().sum(-1, keepdim=True))"}, MASKING
     ),

@@ -71,9 +71,9 @@ def test_an_unknown_timm_name(train):
 def test_a_model_of_another_family(train):
     refused(
         train,
-        "command line: backbone: resnet50 is not supported: its class is ResNet; backbones are VisionTransformer and Eva models of plain blocks on a PatchEmbed stem, "
-        "the nearest is vit_small_patch16_224",
-        "backbone=resnet50", "backbone.patch_size=8",
+        "command line: backbone: beit_base_patch16_224 is not supported: its class is Beit; backbones are VisionTransformer and Eva models of plain blocks on a PatchEmbed stem, "
+        "ResNet, ConvNeXt and Swin, the nearest is beit3_base_patch16_224",
+        "backbone=beit_base_patch16_224", "backbone.patch_size=8",
     )  # fmt: skip
 
 

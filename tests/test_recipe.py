@@ -112,9 +112,9 @@ def test_values_are_read_as_their_key_wants_them(recipe, line, key, value):
          "r.yaml:2: pooling.name: `cls` needs a class token and backbone.class_token is false; use simpool, or keep the token"),
         ("optimizer: {min_lr: 1}", "r.yaml:2: optimizer.min_lr: 1 is above the peak learning rate 0.0005 (optimizer.lr x train.batch_size / 256); lower it"),
         ("method: {start_epoch: 100}", "r.yaml:2: method.start_epoch: masking would start at epoch 100 of a run of 100; start it earlier"),
-        ("backbone: {name: resnet50, patch_size: 16}",
-         "r.yaml:2: backbone: resnet50 is not supported: its class is ResNet; backbones are VisionTransformer and Eva models of plain blocks on a PatchEmbed stem, "
-         "the nearest is vit_small_patch16_224"),
+        ("backbone: {name: beit_base_patch16_224, patch_size: 16}",
+         "r.yaml:2: backbone: beit_base_patch16_224 is not supported: its class is Beit; backbones are VisionTransformer and Eva models of plain blocks on a PatchEmbed stem, "
+         "ResNet, ConvNeXt and Swin, the nearest is beit3_base_patch16_224"),
         ("backbone:\n  num_heads: 5",
          "r.yaml:3: backbone: timm cannot build vit_small_patch16_224 with img_size=224, num_heads=5: dim should be divisible by num_heads"),
         ("backbone: {norm_layer: nrom}", "r.yaml:2: backbone: timm knows no layer 'nrom'"),

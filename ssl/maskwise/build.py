@@ -68,6 +68,9 @@ def encoder(recipe: Recipe, start: Start | None = None) -> Encoder:
     with draws.seeded(recipe.seed):
         backbone = Backbone(recipe.backbone.name, image_size=size, mask_token=recipe.masking.name != "none", mean=recipe.data.mean, std=recipe.data.std, **options)
         pooling = pool(backbone.dim, **recipe.pooling.keywords())
+        if recipe.pooling.name == "simpool" and backbone.kind == "ResNet":  # whose reference leaves linear layers at torch's start (pooling.md 1.6)
+            for layer in (pooling.wq, pooling.wk):
+                layer.reset_parameters()
         built = Encoder(backbone, pooling, norm=recipe.pooling.norm)
     built.crop_pct = recipe.evaluate.crop_pct
     return start.dress(built) if start else built

@@ -34,7 +34,7 @@ SUPPLIED = {
     "optimizer": {"params", "lr", "weight_decay"},
 }  # fmt: skip
 # timm arguments that are classes, belong to its classifier, or would not fit RGB images
-NOT_FOR_RECIPES = {"block_fn", "embed_layer", "mlp_layer", "fc_norm", "final_norm", "pool_include_prefix", "in_chans",
+NOT_FOR_RECIPES = {"block_fn", "block", "aa_layer", "block_args", "device", "dtype", "head_norm_first", "head_hidden_size", "embed_layer", "mlp_layer", "fc_norm", "final_norm", "pool_include_prefix", "in_chans",
                    "use_fc_norm", "attn_pool_num_heads", "attn_pool_mlp_ratio", "head_init_scale"}
 KINDS = {
     "data.set": str, "data.classes": typing.Union[str, tuple[str, ...], None],
@@ -172,12 +172,13 @@ def constructor_keys(section: str, cls: type) -> dict[str, Key]:
 @functools.lru_cache
 def timm_keys(name: str) -> dict[str, Key]:
     """The keys of section backbone that are handed on to the class of timm's model `name`; none is recorded unless given."""
-    from maskwise.nn.timm_models import OWN_NAMES, keywords_of
+    from maskwise.nn.timm_models import OWN_NAMES, keywords_of, own_keys
 
     family = keywords_of(name)
     parameters, hints = parameters_of(family)
     passed = [each for each in parameters.values() if each.name not in {*OWN_NAMES, *NOT_FOR_RECIPES}]
-    return {each.name: Key(kind_of(hints.get(each.name), each.default), UNSET, family.__name__) for each in passed}
+    keys = {each.name: Key(kind_of(hints.get(each.name), each.default), UNSET, family.__name__) for each in passed}
+    return {**keys, **{own: Key(kind, UNSET, family.__name__) for own, kind in own_keys(name).items()}}
 
 
 def kind_of(hint, default):
@@ -361,10 +362,14 @@ def unbuildable(values: dict[str, object]) -> list[tuple[str, str]]:
             arguments[section][name] = value
     arguments["backbone"].update(mean=values.get("data.mean"), std=values.get("data.std"))
     arguments["backbone"]["image_size"] = values.get("backbone.image_size") or values["crops.global_size"]
+    arguments["backbone"]["mask_token"] = values["masking.name"] != "none"
     section = "backbone"
     try:
         with torch.device("meta"):
-            width = named("backbone", values["backbone.name"])(values["backbone.name"], **arguments["backbone"]).dim
+            backbone = named("backbone", values["backbone.name"])(values["backbone.name"], **arguments["backbone"])
+            for size in ("global", "local")[: 1 + (values["crops.local_number"] > 0)]:
+                backbone.check_size((values[f"crops.{size}_size"],) * 2)
+            width = backbone.dim
             section = "pooling"
             named("pooling", values["pooling.name"])(width, **arguments["pooling"])
             section = "head"

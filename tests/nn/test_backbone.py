@@ -247,7 +247,7 @@ def test_an_image_does_not_depend_on_its_batch(dtype, tolerance):
     [
         ("vit_smal_patch16_224", ["no model 'vit_smal_patch16_224'", "vit_small_patch16_224"]),
         ("qqqq", ["no model 'qqqq'", "vit_small_patch16_224"]),
-        ("resnet18", ["class is ResNet", "nearest is vit_"]),
+        ("beit_base_patch16_224", ["class is Beit", "nearest is beit3_base_patch16_224"]),
         ("vit_small_patch16_18x2_224", ["blocks are ParallelThingsBlock", "nearest is vit_small_patch16_224"]),
         ("vit_dwee_patch16_reg1_gap_256", ["attention is DiffAttention", "nearest is vit_"]),
         ("vit_small_r26_s32_224", ["stem is HybridEmbed", "nearest is vit_"]),
@@ -269,6 +269,7 @@ def test_what_is_not_supported_ends_in_one_line(name, words):
         ({"nonsense": 3}, "nonsense"),
         ({"embed_dim": 33}, "timm cannot build"),
         ({"image_size": 33}, "not a multiple of the patch 8x8"),
+        ({"small_stem": True}, "small_stem"),
         ({"position": "wild"}, "choose offset, size or offset_always"),
         ({"drop_path": 1.0}, "not a rate"),
         ({"weights": "nowhere.pth"}, "no weights file nowhere.pth"),

@@ -1,17 +1,16 @@
-"""timm vision transformers with a forward of our own: any image size, mask token, keyed drop path, the CLS row."""
+"""The backbone of an encoder: any supported timm model as a maker of tokens."""
 
 from __future__ import annotations
 
+import inspect
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from maskwise.functional.errors import UserError
-from maskwise.functional.resample import position_table
-from maskwise.nn import trunk, varlen
 from maskwise.nn.drop_path import DropPath
-from maskwise.nn.timm_models import ANATOMIES, build, timm  # noqa: F401  (made ready there)
+from maskwise.nn.timm_models import ANATOMIES, anatomy_of, build, timm  # noqa: F401  (made ready there)
 from maskwise.nn.tokens import Tokens
 from maskwise.nn.weights import CLASSIFIER, load_pretrained, mismatch, read_tensors, strip_prefixes  # noqa: F401  (they were at home here)
 
@@ -19,16 +18,29 @@ IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 class Backbone(nn.Module):
-    """A timm VisionTransformer or Eva as a maker of tokens: images -> Tokens, before the final norm.
+    """A timm model as a maker of tokens: images -> Tokens, before the final norm. The name decides which of its families is built.
 
-    Any image whose sides are multiples of the patch passes; the position table is resampled by `position` ("offset",
-    "size" or "offset_always", see functional.resample). `class_token` None keeps the model's own choice. `drop_path` is
-    the last block's rate. `mask_token` adds the token that replaces hidden patches. `weights` is a local file of
-    pretrained weights; without it all weights are drawn as attmask.md 1.1 says. `mean` and `std` (for values in 0..1) have a
-    number for each channel of the images; None is ImageNet's RGB, or what the weights were trained with. Further timm arguments pass through.
-    Attributes: dim, depth, num_heads, patch_size (h, w), image_size (h, w), has_class_token, has_mask_token, mean, std.
+    Transformers (VisionTransformer, Eva; `nn/transformer.py`): any image whose sides are multiples of the patch; the
+    position table is resampled by `position` ("offset", "size" or "offset_always", see functional.resample).
+    `class_token` None keeps the model's own choice. Maps (ResNet, ConvNeXt, Swin; `nn/maps.py`): any image with sides of
+    the total stride at least; the last map's places are the patches. `drop_path` is the last block's rate. `mask_token`
+    adds the token that replaces hidden patches. `weights` is a local file of pretrained weights; without it all weights
+    are drawn as the references draw them. `mean` and `std` (for values in 0..1) have a number for each channel of the
+    images; None is ImageNet's RGB, or what the weights were trained with. Further timm arguments pass through.
+    Attributes: dim, depth (blocks), patch_size (h, w; of maps the total stride), image_size (h, w), has_class_token,
+    has_mask_token, mean, std; num_heads of transformers; stage_dims of maps, the stem's width first.
     Raises UserError for a name that timm lacks, a model of another family, an argument or a file that does not fit.
     """
+
+    has_class_token = False
+
+    def __new__(cls, name: str | None = None, **options):
+        if cls is Backbone and name is not None:
+            from maskwise.nn.maps import MapBackbone  # both families stand on this class
+            from maskwise.nn.transformer import TransformerBackbone
+
+            cls = MapBackbone if getattr(anatomy_of(name), "MAPS", False) else TransformerBackbone
+        return super().__new__(cls)
 
     def __init__(
         self,
@@ -56,31 +68,20 @@ class Backbone(nn.Module):
         model = build(name, image_size, patch_size, class_token, {**timm_args, **channels})
         self.name, self.position, self.timm_args, self.kind = name, position, timm_args, type(model).__name__
         self.class_token = class_token
-        self.dim, self.depth = model.embed_dim, len(model.blocks)
-        self.num_heads = model.blocks[-1].attn.num_heads
-        self.patch_size, self.image_size = tuple(model.patch_embed.patch_size), tuple(model.patch_embed.img_size)
-        if any(side % patch for side, patch in zip(self.image_size, self.patch_size)):
-            raise UserError(f"image_size {by(self.image_size)} is not a multiple of the patch {by(self.patch_size)}: choose a multiple")
-        self.table_grid = self.grid_for(self.image_size)
-        self.has_class_token = model.cls_token is not None
-        self.num_prefix = model.num_prefix_tokens
-        self.table_prefix = 0 if model.no_embed_class else self.num_prefix
         self.channels_given = mean is not None
         self.mean, self.std = (IMAGENET_MEAN, IMAGENET_STD) if mean is None else (tuple(mean), tuple(std))
-        if weights is None:
-            initialise(model)
-        else:
-            load_pretrained(model, ANATOMIES[self.kind].translate, weights, self.table_prefix, self.table_grid)
-            if mean is None:
-                self.mean, self.std = (tuple(model.pretrained_cfg.get(key) or default) for key, default in (("mean", self.mean), ("std", self.std)))
-        self.patch_embed, self.norm_pre, self.blocks, self.norm = model.patch_embed, model.norm_pre, model.blocks, model.norm
-        self.cls_token, self.reg_token, self.pos_embed = model.cls_token, model.reg_token, model.pos_embed
-        self.mask_token = nn.Parameter(torch.zeros(1, self.dim)) if mask_token else None
-        self.rope = getattr(model, "rope", None)
-        self._turns: dict = {}
+        width = self._take(model, image_size, patch_size, weights)
+        if weights is not None and mean is None:
+            self.mean, self.std = (tuple(model.pretrained_cfg.get(key) or default) for key, default in (("mean", self.mean), ("std", self.std)))
+        if mask_token and width is None:
+            raise UserError(f"{name} has no patch tokens to hide: choose a Vision Transformer or a Swin, or masking none")
+        self.mask_token = nn.Parameter(torch.zeros(1, width)) if mask_token else None
         self.drop_path = DropPath(self.depth, drop_path)
-        self.checkpointing, self.compiled = "none", False  # how to compute, never what: see `speed`
         self._handed: tuple[nn.Module] | None = None
+
+    def _take(self, model: nn.Module, image_size, patch_size, weights: str | Path | None) -> int | None:
+        """Make the timm model's parts this module's own; returns the width of a mask token, None where none can be."""
+        raise NotImplementedError
 
     @property
     def has_mask_token(self) -> bool:
@@ -91,8 +92,7 @@ class Backbone(nn.Module):
         """The arguments that build this backbone again, weights aside; JSON-able where the timm arguments are."""
         return {
             "name": self.name,
-            "image_size": [side * patch for side, patch in zip(self.table_grid, self.patch_size)],
-            "patch_size": list(self.patch_size),
+            **self._sizes(),
             "class_token": self.class_token,
             "position": self.position,
             "drop_path": self.drop_path.rate,
@@ -101,9 +101,17 @@ class Backbone(nn.Module):
             **self.timm_args,
         }
 
+    def _sizes(self) -> dict:
+        """image_size and patch_size as they were given."""
+        raise NotImplementedError
+
     def grid_for(self, image_hw: tuple[int, int]) -> tuple[int, int]:
         """The patch grid (h, w) of images of that size in pixels."""
-        return image_hw[0] // self.patch_size[0], image_hw[1] // self.patch_size[1]
+        raise NotImplementedError
+
+    def check_size(self, image_hw: tuple[int, int]) -> None:
+        """Raises UserError for images of a size that this backbone does not take."""
+        raise NotImplementedError
 
     def take_norm(self) -> nn.Module:
         """Hand the final norm to whoever orders pooling and norm; encoders that share a backbone share it too."""
@@ -118,6 +126,10 @@ class Backbone(nn.Module):
         self.drop_path.rate = 0.0
         return self.requires_grad_(False)
 
+    def packs(self, images: Tensor) -> bool:
+        """Whether batches of several image sizes are better taken together."""
+        return False
+
     def forward(
         self,
         images: Tensor,
@@ -130,89 +142,15 @@ class Backbone(nn.Module):
     ) -> Tokens:
         """Float images [B, C, H, W], bool mask [B, N] (True = hidden) -> Tokens.
 
-        `attention` adds the class token's row of the last block, `keys` that block's keys, `layers` the outputs of the
-        blocks of these indices (negative from the end). `drop_key` int64 [B] draws the drop path of each row.
-        Raises UserError for images whose sides are not multiples of the patch.
+        `attention` adds the class token's row of the last block, `keys` that block's keys (transformers only), `layers`
+        the outputs of the blocks of these indices, or of the stages of maps, 0 being the stem (negative from the end).
+        `drop_key` int64 [B] draws the drop path of each row. Raises UserError for images of a size that does not fit.
         """
-        x, grid = self._start(images, mask)
-        factors = self.drop_path(x.shape[0], x, drop_key)
-        wanted = frozenset(layer % self.depth for layer in layers)
-        passed = self._through(x, grid, factors, None, attention and self.has_class_token, keys, wanted)
-        x, row, last_keys = passed.x, passed.row, passed.keys
-        return Tokens(
-            x[:, self.num_prefix :],
-            x[:, : self.num_prefix],
-            grid,
-            None if row is None else row[..., self.num_prefix :],
-            None if last_keys is None else last_keys[:, self.num_prefix :],
-            tuple(passed.stages[layer % self.depth] for layer in layers) if layers else None,
-        )
-
-    def packs(self, images: Tensor) -> bool:
-        """Whether `together` is the better way for images like these: where attention over packed sequences has a kernel."""
-        kind = images.device.type
-        dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else images.dtype
-        return ANATOMIES[self.kind].PACKS and varlen.takes_varlen(images.device, dtype)
-
-    def together(self, batches: list[tuple[Tensor, Tensor | None, Tensor | None]]) -> list[Tokens]:
-        """Several batches of images of different sizes, each with mask and drop key, as one packed batch -> Tokens of each."""
-        started = [self._start(images, mask) for images, mask, _ in batches]
-        shapes = tuple(x.shape[:2] for x, _ in started)
-        factors = [self.drop_path(len(x), x, key) for (x, _), (_, _, key) in zip(started, batches)]
-        if factors[0] is None:
-            factors = None
-        else:
-            factors = torch.cat([each.expand(-1, -1, -1, shape[1], -1).flatten(2, 3) for each, shape in zip(factors, shapes)], dim=2)
-        joined = self._through(torch.cat([x.flatten(0, 1) for x, _ in started]), started[0][1], factors, shapes, False, False, frozenset()).x
-        parts = (part.unflatten(0, shape) for part, shape in zip(joined.split([b * t for b, t in shapes]), shapes))
-        return [Tokens(x[:, self.num_prefix :], x[:, : self.num_prefix], grid) for x, (_, grid) in zip(parts, started)]
-
-    def _start(self, images: Tensor, mask: Tensor | None) -> tuple[Tensor, tuple[int, int]]:
-        """Tokens [B, T, D] with their positions, and the grid of the patches."""
-        height, width = images.shape[-2:]
-        if height % self.patch_size[0] or width % self.patch_size[1]:
-            raise UserError(f"images of {height}x{width} pixels do not divide into patches of {by(self.patch_size)}: resize or crop them to a multiple")
-        grid = self.grid_for((height, width))
-        return self.norm_pre(self._embed(images, mask, grid)), grid
-
-    def _through(self, x, grid, factors, shapes, row, keys, wanted) -> trunk.Passed:
-        # evaluations have batches of many sizes: only training is worth compiling
-        run = trunk.compiled_through if self.compiled and self.training else trunk.through
-        turns = ANATOMIES[self.kind].turns(self.rope, self._turns, grid, self.num_prefix)
-        return run(self.kind, self.blocks, x, turns, factors, shapes, row, keys, wanted, self.checkpointing)
-
-    def _embed(self, images: Tensor, mask: Tensor | None, grid: tuple[int, int]) -> Tensor:
-        x = self.patch_embed.norm(self.patch_embed.proj(images).flatten(2).transpose(1, 2))
-        if mask is None and self.has_mask_token and self.training:
-            mask = torch.zeros(x.shape[:2], dtype=torch.bool, device=x.device)  # the token is in every graph: no rank waits for its gradient
-        if mask is not None:
-            token = self.mask_token.to(x.dtype) if self.has_mask_token else x.new_zeros(())
-            x = torch.where(mask.unsqueeze(-1), token, x)
-        prefix = [token.expand(x.shape[0], -1, -1) for token in (self.cls_token, self.reg_token) if token is not None]
-        if self.pos_embed is None:
-            return torch.cat([*prefix, x], dim=1)
-        own, patches = self.pos_embed.split((self.table_prefix, self.pos_embed.shape[1] - self.table_prefix), dim=1)
-        x = x + position_table(patches, self.table_grid, grid, self.position)
-        if not prefix:
-            return x
-        front = torch.cat(prefix, dim=1)
-        return torch.cat([front + own if self.table_prefix else front, x], dim=1)
+        raise NotImplementedError
 
 
-BACKBONES = {"vision_transformer": Backbone, "eva": Backbone}
-
-
-@torch.no_grad()
-def initialise(model: nn.Module) -> None:
-    """Draw weights as attmask.md 1.1; norms, layer scales and the patch convolution keep the framework's values."""
-    for module in model.modules():
-        if isinstance(module, nn.Linear):
-            nn.init.trunc_normal_(module.weight, std=0.02)
-            if module.bias is not None:
-                nn.init.zeros_(module.bias)
-    for table in (model.cls_token, model.reg_token, model.pos_embed):
-        if table is not None:
-            nn.init.trunc_normal_(table, std=0.02)
+_arguments = inspect.signature(Backbone.__init__)
+Backbone.__signature__ = _arguments.replace(parameters=list(_arguments.parameters.values())[1:])  # not that of __new__
 
 
 def by(size: tuple[int, int]) -> str:

@@ -13,6 +13,7 @@ from maskwise.functional.errors import UserError
 from maskwise.functional.picture import orientation, to_rgb, turned
 from maskwise.functional.resample import resize_image, short_side
 from maskwise.nn.backbone import Backbone
+from maskwise.nn.maps import MapBackbone
 from maskwise.nn.pooling import POOLINGS, Pooling
 from maskwise.nn.tokens import Features, Tokens
 
@@ -66,7 +67,8 @@ class Encoder(nn.Module):
         if norm not in ("after", "before"):
             raise UserError(f"pooling.norm={norm!r} is unknown: choose after or before")
         if "cls_attention" in pooling.needs and not backbone.has_class_token:
-            raise UserError(f"pooling {pooling_row(pooling)} needs a class token and {backbone.name} has none: set backbone.class_token=true, or choose pooling simpool")
+            remedy = "choose pooling simpool" if isinstance(backbone, MapBackbone) else "set backbone.class_token=true, or choose pooling simpool"
+            raise UserError(f"pooling {pooling_row(pooling)} needs a class token and {backbone.name} has none: {remedy}")
         if getattr(pooling, "dim", backbone.dim) != backbone.dim:
             raise UserError(f"the pooling is {pooling.dim} wide and {backbone.name} {backbone.dim}: give the pooling the backbone's dim")
         self.backbone = backbone
@@ -111,7 +113,7 @@ class Encoder(nn.Module):
             pooled = self.pooling(tokens)
             vector, patches = self.norm(pooled.vector), self.norm(tokens.patches)
             vectors = None if pooled.vectors is None else self.norm(pooled.vectors)
-        stages = None if tokens.stages is None else tuple(self.norm(stage) for stage in tokens.stages)
+        stages = None if tokens.stages is None else tuple(stage if stage.ndim == 4 else self.norm(stage) for stage in tokens.stages)
         return Features(vector, patches, pooled.attention if attention else None, tokens.grid, tokens.keys, stages, vectors)
 
     @property

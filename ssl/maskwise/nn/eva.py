@@ -15,7 +15,14 @@ ATTENTIONS = tuple(getattr(eva, name) for name in ("EvaAttention", "AttentionRop
 # with dynamic_img_size the rotary embedding answers for any grid, which local crops need
 PLAIN = {"num_classes": 0, "global_pool": "", "use_fc_norm": False, "dynamic_img_size": True}
 translate = eva.checkpoint_filter_fn
+SHALLOW = {"depth": 1}
+TAKES = {"image_size": "img_size", "patch_size": "patch_size", "class_token": "class_token"}
 LEAN = PACKS = False  # every crop size has its own turns
+
+
+def blocks(model):
+    """The blocks of a timm model, in order."""
+    return model.blocks
 
 
 def turns(rope, cache: dict, grid: tuple[int, int], prefix: int) -> Tensor | None:

@@ -17,10 +17,11 @@ ready_torchvision()
 import timm  # noqa: E402
 from timm.layers import PatchEmbed  # noqa: E402
 
-from maskwise.nn import eva, vit  # noqa: E402
+from maskwise.nn import convnext, eva, resnet, swin, vit  # noqa: E402
 
-ANATOMIES = {"VisionTransformer": vit, "Eva": eva}
-SOURCES = {"vision_transformer": vit, "deit": vit, "eva": eva}  # timm's files that hold models of these classes
+ANATOMIES = {"VisionTransformer": vit, "Eva": eva, "ResNet": resnet, "ConvNeXt": convnext, "SwinTransformer": swin}
+# timm's files that hold models of these classes
+SOURCES = {"vision_transformer": vit, "deit": vit, "eva": eva, "resnet": resnet, "convnext": convnext, "swin_transformer": swin}
 FALLBACK = "vit_small_patch16_224"
 OWN_NAMES = {
     "num_classes": "there is no classifier",
@@ -35,6 +36,9 @@ OWN_NAMES = {
     "patch_drop_rate": "only drop_path is drawn by key",
     "proj_drop_rate": "only drop_path is drawn by key",
     "attn_drop_rate": "only drop_path is drawn by key",
+    "drop_block_rate": "only drop_path is drawn by key",
+    "strict_img_size": "any size passes anyway",
+    "always_partition": "windows are never wider than the map",
     "rope_shift_coords": "crops move the patches already",
     "rope_jitter_coords": "crops scale the patches already",
     "rope_rescale_coords": "crops scale the patches already",
@@ -46,14 +50,15 @@ OWN_NAMES = {
 def build(name, image_size, patch_size, class_token, timm_args) -> nn.Module:
     """The bare timm model, or one line on why there is none: raises UserError."""
     check_name(name)
+    timm_args = dict(timm_args)
     taken = sorted(set(timm_args) & set(OWN_NAMES))
     if taken:
         raise UserError(f"backbone.{taken[0]} is not to be set: {OWN_NAMES[taken[0]]}")
-    options = {"img_size": image_size, "patch_size": patch_size, "class_token": class_token}
-    options = {key: tuple(value) if isinstance(value, list) else value for key, value in options.items() if value is not None}
     if source(name) not in SOURCES:
         refuse(name, misfit(probe(name)))
-    anatomy = SOURCES.get(source(name), vit)
+    anatomy = anatomy_of(name) or vit
+    options = asked(name, anatomy, {"image_size": image_size, "patch_size": patch_size, "class_token": class_token})
+    own = {key: timm_args.pop(key) for key in getattr(anatomy, "OWN", {}) if key in timm_args}
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # it warns of its own renamed models
@@ -63,7 +68,31 @@ def build(name, image_size, patch_size, class_token, timm_args) -> nn.Module:
         first = re.sub(r"^\w+\.__init__\(\) ", "", str(error).splitlines()[0]) if str(error) else type(error).__name__
         raise UserError(f"timm cannot build {name} with {said(options, timm_args)}: {first}") from None
     refuse(name, misfit(model))
+    if own:
+        anatomy.alter(model, **own)
     return model
+
+
+def anatomy_of(name: str):
+    """The row of ANATOMIES that stands for a model's file in timm; None for other files and unknown names."""
+    return SOURCES.get(source(name)) if timm.is_model(name) else None
+
+
+def asked(name: str, anatomy, wanted: dict) -> dict:
+    """Sizes and class token as the family's class of timm takes them; raises UserError for what it does not have."""
+    options = {}
+    for key, value in wanted.items():
+        if key in anatomy.TAKES:
+            if value is not None:
+                options[anatomy.TAKES[key]] = tuple(value) if isinstance(value, list) else value
+        elif value and key != "image_size":  # any image passes a map
+            raise UserError(f"backbone.{key}={value} is not to be set: {name} has none")
+    return options
+
+
+def own_keys(name: str) -> dict[str, type]:
+    """Arguments of ours that a model's family takes besides timm's, with their types."""
+    return getattr(anatomy_of(name), "OWN", {})
 
 
 def keywords_of(name: str):
@@ -105,7 +134,7 @@ def probe(name: str, **options):
 
 def shallow(name: str):
     """A model of one of our files with as few blocks as it takes to see what it is made of."""
-    found = probe(name, depth=1)
+    found = probe(name, **SOURCES.get(source(name), vit).SHALLOW)
     return probe(name) if found is None else found
 
 
@@ -116,12 +145,12 @@ def misfit(model) -> str | None:
     anatomy = ANATOMIES.get(type(model).__name__)
     if anatomy is None or type(model) is not anatomy.CLASS:
         return f"its class is {type(model).__name__}"
-    for block in model.blocks:
+    for block in anatomy.blocks(model):
         if type(block) not in anatomy.BLOCKS:
             return f"its blocks are {type(block).__name__}"
-        if type(block.attn) not in anatomy.ATTENTIONS:
+        if hasattr(block, "attn") and type(block.attn) not in anatomy.ATTENTIONS:
             return f"its attention is {type(block.attn).__name__}"
-    if type(model.patch_embed) is not PatchEmbed:
+    if hasattr(model, "patch_embed") and type(model.patch_embed) is not PatchEmbed:
         return f"its stem is {type(model.patch_embed).__name__}"
     return None
 
@@ -138,6 +167,6 @@ def refuse(name: str, reason: str | None) -> None:
         return
     near = (each for each in difflib.get_close_matches(name, candidates(), 8, 0.6) if misfit(shallow(each)) is None)
     raise UserError(
-        f"{name} is not supported: {reason}; backbones are VisionTransformer and Eva models of plain blocks on a PatchEmbed stem, "
+        f"{name} is not supported: {reason}; backbones are VisionTransformer and Eva models of plain blocks on a PatchEmbed stem, ResNet, ConvNeXt and Swin, "
         f"the nearest is {next(near, FALLBACK)}"
     )

@@ -13,7 +13,8 @@ class Tokens:
 
     patches [B, N, D] row-major over grid (h, w); prefix [B, P, D], the class token first where there is one, then
     registers; cls_attention [B, H, N], the class token's softmax row of the last block, patch columns only (its sum is
-    below 1); keys [B, N, D] of the last block, heads side by side; stages, one [B, P + N, D] for each block asked for.
+    below 1); keys [B, N, D] of the last block, heads side by side; stages, one [B, P + N, D] for each block asked
+    for, or of a map backbone one [B, C_s, H_s, W_s] for each stage.
     """
 
     patches: Tensor
@@ -41,8 +42,9 @@ class Features:
     """What an encoder gives.
 
     pooled [B, D]; patches [B, N, D] after the final norm; attention [B, H, N] of the pooling, neither averaged nor
-    renormalised, or None; grid (h, w); keys [B, N, D] and layers (one [B, P + N, D] each, after the final norm) if asked for;
-    vectors [B, k, D] of a pooling whose k logits a classifier is to take the largest of, class by class, or None.
+    renormalised, or None; grid (h, w); keys [B, N, D] and layers (one [B, P + N, D] each, after the final norm; of a map backbone
+    one [B, C_s, H_s, W_s] each, as the stage gave it) if asked for; vectors [B, k, D] of a pooling whose k logits a classifier
+    is to take the largest of, class by class, or None.
     """
 
     pooled: Tensor

@@ -19,7 +19,14 @@ BLOCKS = (vision_transformer.Block,)
 ATTENTIONS = (Attention,)
 PLAIN = {"num_classes": 0, "global_pool": "", "fc_norm": False, "dynamic_img_size": False, "weight_init": "skip", "fix_init": False}
 translate = vision_transformer.checkpoint_filter_fn
+SHALLOW = {"depth": 1}
+TAKES = {"image_size": "img_size", "patch_size": "patch_size", "class_token": "class_token"}
 LEAN = PACKS = True  # its branches know the options `lean` and `shapes`
+
+
+def blocks(model):
+    """The blocks of a timm model, in order."""
+    return model.blocks
 
 
 def turns(rope, cache: dict, grid: tuple[int, int], prefix: int) -> None:

@@ -78,15 +78,10 @@ def load_pretrained(model, translate, path: str | Path, table_prefix: int, table
     translate: timm's reader of foreign layouts for this class of models, (state dict, model) -> state dict.
     Raises UserError for a file that cannot be read or does not fit.
     """
-    content = read_tensors(path)
-    state = next((content[key] for key in ("state_dict", "model") if isinstance(content.get(key), dict)), content)
-    state = {key: value for key, value in strip_prefixes(state).items() if isinstance(value, Tensor)}
+    state = bare_state(path)
     native = "patch_embed.proj.weight" in state and "mask_token" not in state
     table = state.pop("pos_embed", None) if native else None
-    try:
-        state = translate(state, model)
-    except Exception as error:  # timm guesses foreign layouts by their keys
-        raise UserError(f"cannot read weights from {path}: timm does not know this layout ({type(error).__name__}: {error})") from None
+    state = translated(translate, state, model, path)
     if "norm.weight" not in state:
         state = {key.replace("fc_norm.", "norm.", 1) if key.startswith("fc_norm.") else key: value for key, value in state.items()}
     state = {key: value for key, value in state.items() if not key.startswith(CLASSIFIER) and key not in ("mask_token", "dist_token")}
@@ -95,6 +90,31 @@ def load_pretrained(model, translate, path: str | Path, table_prefix: int, table
     if table is not None and model.pos_embed is not None:
         state["pos_embed"] = fit_table(table, table_prefix, table_grid, path)
     fill(model, state, f"{path} does not fit this backbone", "; check backbone.name, patch_size and class_token", "; check backbone.name")
+
+
+def load_maps(model, translate, path: str | Path, classifier: tuple[str, ...]) -> None:
+    """Load pretrained weights of a ResNet, ConvNeXt or Swin strictly, its classifier's layers (names that begin so) left out.
+
+    Raises UserError for a file that cannot be read or does not fit.
+    """
+    state = translated(translate, bare_state(path), model, path)
+    state = {key: value for key, value in state.items() if not key.startswith(classifier)}
+    fill(model, state, f"{path} does not fit this backbone", "; check backbone.name", "; check backbone.name")
+
+
+def bare_state(path: str | Path) -> dict:
+    """The state dict of a weights file, wrappers' names taken off its keys; raises UserError."""
+    content = read_tensors(path)
+    state = next((content[key] for key in ("state_dict", "model") if isinstance(content.get(key), dict)), content)
+    return {key: value for key, value in strip_prefixes(state).items() if isinstance(value, Tensor)}
+
+
+def translated(translate, state: dict, model, path: str | Path) -> dict:
+    """A foreign layout under timm's names; raises UserError where timm does not know it."""
+    try:
+        return translate(state, model)
+    except Exception as error:  # timm guesses foreign layouts by their keys
+        raise UserError(f"cannot read weights from {path}: timm does not know this layout ({type(error).__name__}: {error})") from None
 
 
 def fit_table(table: Tensor, prefix: int, grid: tuple[int, int], path: str | Path) -> Tensor:

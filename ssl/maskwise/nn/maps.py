@@ -1,0 +1,103 @@
+"""Convolutional networks and Swin as backbones: maps that shrink from stage to stage, the last one read as patches."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from maskwise.functional.errors import UserError
+from maskwise.nn import swin
+from maskwise.nn.backbone import Backbone, by
+from maskwise.nn.timm_models import ANATOMIES
+from maskwise.nn.tokens import Tokens
+from maskwise.nn.weights import load_maps
+
+
+class MapBackbone(Backbone):
+    """A ResNet, ConvNeXt or Swin under timm's own names: patches are the places of the last map, row by row; no prefix, no keys.
+
+    `layers` index the stem (0) and the stages; each comes raw, [B, C, H, W], before the final norm, which ResNets lack.
+    """
+
+    num_prefix = 0
+
+    def _take(self, model: nn.Module, image_size, patch_size, weights) -> int | None:
+        if self.class_token:
+            raise UserError(f"backbone.class_token=True is not to be set: {self.name} has none")
+        if self.position != "offset":
+            raise UserError(f"backbone.position={self.position} is not to be set: {self.name} has no position table")
+        anatomy = ANATOMIES[self.kind]
+        if weights is not None:
+            load_maps(model, anatomy.translate, weights, anatomy.CLASSIFIER)
+        self.stage_dims = tuple(anatomy.widths(model))
+        self.dim, self.depth = self.stage_dims[-1], len(anatomy.blocks(model))
+        self.stem_patch, total = anatomy.strides(model)
+        self.patch_size, self.asked_patch = (total, total), patch_size
+        native = (model.default_cfg.get("input_size") or (3, 224, 224))[1:] if image_size is None else image_size
+        self.image_size = (native, native) if isinstance(native, int) else tuple(native)
+        for name, part in anatomy.parts(model).items():
+            self.add_module(name, part)
+        self._cache: dict = {}
+        self.check_size(self.image_size)
+        return self.stage_dims[0] if anatomy.MASKS else None
+
+    def _sizes(self) -> dict:
+        return {"image_size": list(self.image_size), "patch_size": self.asked_patch}
+
+    @property
+    def blocks(self) -> list[nn.Module]:
+        """The residual blocks of all stages, in order."""
+        return ANATOMIES[self.kind].blocks(self)
+
+    def grid_for(self, image_hw: tuple[int, int]) -> tuple[int, int]:
+        """The last map's height and width for images of that size in pixels."""
+        return tuple(ANATOMIES[self.kind].grid(side, self.stem_patch, self.patch_size[0]) for side in image_hw)
+
+    def check_size(self, image_hw: tuple[int, int]) -> None:
+        """Raises UserError for images with a side below the total stride, or one that is no multiple where one is needed."""
+        if min(image_hw) < self.patch_size[0]:
+            raise UserError(f"images of {by(image_hw)} pixels are smaller than the stride {self.patch_size[0]} of {self.name}: make them larger")
+        unit = ANATOMIES[self.kind].divisor(self)
+        if any(side % unit for side in image_hw):
+            raise UserError(f"images of {by(image_hw)} pixels do not divide into patches of {by((unit, unit))}: resize or crop them to a multiple")
+
+    def forward(
+        self,
+        images: Tensor,
+        mask: Tensor | None = None,
+        *,
+        attention: bool = False,
+        keys: bool = False,
+        layers: tuple[int, ...] = (),
+        drop_key: Tensor | None = None,
+    ) -> Tokens:
+        """Float images [B, C, H, W], bool mask [B, N] over the last map's places (True = hidden) -> Tokens; see Backbone.forward."""
+        size = tuple(images.shape[-2:])
+        self.check_size(size)
+        anatomy, count = ANATOMIES[self.kind], len(self.stage_dims)
+        x = self._embed(images, mask, self.grid_for(size))
+        factors = self.drop_path(len(images), images, drop_key)
+        wanted = {layer % count for layer in layers}
+        shown = {0: anatomy.to_map(x)} if 0 in wanted else {}
+        done = 0
+        for i, stage in enumerate(anatomy.stages(self)):
+            x = anatomy.enter(self, i, x)
+            for block in stage:
+                x = anatomy.pass_block(block, x, None if factors is None else factors[done], self._cache)
+                done += 1
+            if i + 1 in wanted:
+                shown[i + 1] = anatomy.to_map(x)
+        last = anatomy.to_map(x)
+        patches = last.flatten(2).transpose(1, 2)
+        stages = tuple(shown[layer % count] for layer in layers) if layers else None
+        return Tokens(patches, patches[:, :0], tuple(last.shape[-2:]), None, None, stages)
+
+    def _embed(self, images: Tensor, mask: Tensor | None, grid: tuple[int, int]) -> Tensor:
+        x = ANATOMIES[self.kind].stem(self, images)
+        if mask is None and self.has_mask_token and self.training:
+            mask = torch.zeros(len(images), grid[0] * grid[1], dtype=torch.bool, device=x.device)  # the token is in every graph
+        if mask is None:
+            return x
+        if not ANATOMIES[self.kind].MASKS:
+            raise UserError(f"{self.name} has no patch tokens to hide: choose a Vision Transformer or a Swin, or no mask")
+        return swin.hide(x, mask, self.mask_token.to(x.dtype) if self.has_mask_token else x.new_zeros(()), grid, self.patch_size[0] // self.stem_patch)

@@ -13,8 +13,9 @@ from torch import Tensor, nn
 
 from maskwise.functional.errors import UserError
 from maskwise.functional.resample import position_table
-from maskwise.nn.backbone import Backbone, mismatch, timm
+from maskwise.nn.backbone import mismatch, timm
 from maskwise.nn.encoder import Encoder
+from maskwise.nn.transformer import TransformerBackbone
 
 NORMS = ("norm.", "head.norm.", "fc_norm.")  # where a timm model keeps its last norm
 
@@ -46,7 +47,7 @@ def timm_layout(encoder: Encoder) -> TimmLayout:
     names = renaming(own, theirs)
     tensors = {name: own[key] for key, name in names.items()}
     changed = {}
-    if getattr(backbone, "pos_embed", None) is not None and isinstance(backbone, Backbone):
+    if getattr(backbone, "pos_embed", None) is not None and isinstance(backbone, TransformerBackbone):
         table = at_image_size(backbone, encoder.image_size)
         if not torch.equal(table, own["backbone.pos_embed"]):
             changed["backbone.pos_embed"] = own["backbone.pos_embed"]
@@ -72,7 +73,7 @@ def _arguments(encoder: Encoder) -> dict:
     spec = backbone.spec()
     ours = ("name", "image_size", "patch_size", "class_token", "position", "drop_path", "mask_token", "weights", "mean", "std")
     own = {key: value for key, value in spec.items() if key not in ours}
-    if not isinstance(backbone, Backbone):
+    if not isinstance(backbone, TransformerBackbone):
         return {**own, "global_pool": "avg", **({} if spec.get("image_size") is None else {"img_size": size})}
     patch, channels = backbone.patch_size, len(encoder.mean)
     return {
@@ -100,7 +101,7 @@ def renaming(own: dict[str, Tensor], theirs: dict[str, Tensor]) -> dict[str, str
     return names
 
 
-def at_image_size(backbone: Backbone, image_size: tuple[int, int]) -> Tensor:
+def at_image_size(backbone: TransformerBackbone, image_size: tuple[int, int]) -> Tensor:
     """The position table that this backbone adds at that image size, prefix rows included: [1, P + N, D]."""
     table = backbone.pos_embed.detach().cpu()
     prefix, patches = table.split((backbone.table_prefix, table.shape[1] - backbone.table_prefix), dim=1)

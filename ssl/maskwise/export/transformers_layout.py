@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from maskwise.export.timm_layout import TimmLayout, resized_to
-from maskwise.nn.backbone import Backbone
+from maskwise.nn.transformer import TransformerBackbone
 from maskwise.nn.encoder import Encoder
 
 WEIGHTS, INDEX = "transformers.safetensors", "model.safetensors.index.json"
@@ -24,7 +24,7 @@ def dinov2(encoder: Encoder, layout: TimmLayout) -> tuple[dict, dict[str, Tensor
     None without a class token, on grids that are not square, and where blocks hold more than Dinov2's do.
     """
     backbone = encoder.backbone
-    if type(backbone) is not Backbone or backbone.kind != "VisionTransformer" or not backbone.has_class_token or not _plain(encoder):
+    if not isinstance(backbone, TransformerBackbone) or backbone.kind != "VisionTransformer" or not backbone.has_class_token or not _plain(encoder):
         return None
     source = dict(layout.tensors)
     heads, dim = backbone.num_heads, backbone.dim
@@ -95,7 +95,7 @@ def _plain(encoder: Encoder) -> bool:
     return isinstance(backbone.norm_pre, nn.Identity) and isinstance(backbone.patch_embed.norm, nn.Identity)
 
 
-def _embeddings(source: dict[str, Tensor], backbone: Backbone, encoder: Encoder) -> dict[str, Tensor]:
+def _embeddings(source: dict[str, Tensor], backbone: TransformerBackbone, encoder: Encoder) -> dict[str, Tensor]:
     """Taken out of `source`. Dinov2's table has a row for the class token and none for registers, which take theirs along."""
     rows = backbone.grid_for(encoder.image_size)[0] ** 2
     table = source.pop("pos_embed", None)

@@ -33,7 +33,7 @@ from maskwise.nn import POOLINGS, Backbone, Encoder, ProjectionHead
 from maskwise.recipe import Recipe, check_run
 from maskwise.recipe_evaluations import scheduled
 from maskwise.recipe_schema import named, parameters_of
-from maskwise.run_record import commit, known_run, write_run
+from maskwise.run_record import commit, known_run, this_start, write_run
 
 
 def row(table: dict, section: str, name: str):
@@ -223,7 +223,7 @@ def train(recipe: Recipe, out, *, quiet: bool = False) -> dict:
         if world.is_main and not begun:
             write_run(folder, recipe, world, precision, len(data), start)
         world.barrier()
-        journal = Journal(folder, running.total_steps, quiet, main=world.is_main)
+        journal = Journal(folder, running.total_steps, quiet, main=world.is_main, about=this_start(world) if world.is_main else None)
         teacher = running.method.teacher.encoder
         checkpoints = Checkpoints(
             folder, recipe.train.keep, encoder_spec=teacher.spec(), world=world, say=journal.say,

@@ -40,14 +40,17 @@ def train(words: list[str]) -> int:
     if given.data is not None and given.recipe is not None:
         kind = "list" if os.path.isfile(given.data) else "folder"
         given.overrides = [f"data.name={kind}", f"data.path={given.data}", *given.overrides]
-    from maskwise.recipe import read_recipe
+    from maskwise.engine.interrupts import Interrupts
 
-    if given.recipe is None:
-        given.recipe, given.out = picked(given.data, given.out)
-    recipe = read_recipe(given.recipe, *given.overrides)
-    from maskwise import build
+    with Interrupts(ctrl_c=False):  # told to stop while torch is still being imported
+        from maskwise.recipe import read_recipe
 
-    status = build.train(recipe, out=given.out)
+        if given.recipe is None:
+            given.recipe, given.out = picked(given.data, given.out)
+        recipe = read_recipe(given.recipe, *given.overrides)
+        from maskwise import build
+
+        status = build.train(recipe, out=given.out)
     if status["status"] == "complete":  # otherwise the journal has said what happened
         say(f"complete: {status['step']} steps in {given.out}")
     return 0

@@ -15,6 +15,7 @@ import torch
 
 from maskwise.data import decoders
 from maskwise.distributed.world import World
+from maskwise.engine.disk import write_whole
 from maskwise.export.start import Start
 from maskwise.functional.errors import UserError
 from maskwise.recipe import Recipe, read_recipe
@@ -33,19 +34,23 @@ def known_run(folder: Path, recipe: Recipe) -> dict:
 
 
 def write_run(folder: Path, recipe: Recipe, world: World, precision: str, images: int, start: Start | None = None) -> None:
-    """recipe.yaml (resolved) and run.json: what this run is, and on what it was started."""
+    """recipe.yaml (resolved) and run.json: what this run is, and on what it was started. Raises UserError when the disk refuses."""
     about = {
-        "precision": precision, "recipe_hash": recipe.hash(), "images": images, "ranks": world.size, "device": device_name(world.device),
-        "decoder": decoders.resolved(recipe.data.decoder),
-        "commit": commit(), "command": " ".join(["maskwise", *sys.argv[1:]]), "started": time.strftime("%Y-%m-%dT%H:%M:%S"),
-        "versions": {"python": platform.python_version(), "torch": torch.__version__},
+        "precision": precision, "recipe_hash": recipe.hash(), "images": images, "decoder": decoders.resolved(recipe.data.decoder),
+        **this_start(world), "command": " ".join(["maskwise", *sys.argv[1:]]),
     }  # fmt: skip
     if start:
         about["start"] = start.about()
     for name, text in (("run.json", json.dumps(about, indent=2)), ("recipe.yaml", recipe.resolved_yaml())):
-        aside = folder / f".{name}"
-        aside.write_text(text)
-        os.replace(aside, folder / name)
+        write_whole(folder / name, text)
+
+
+def this_start(world: World) -> dict:
+    """Ranks, device, time and versions of a start; run.json lists one for each time the run was started, with its first step."""
+    return {
+        "ranks": world.size, "device": device_name(world.device), "commit": commit(), "started": time.strftime("%Y-%m-%dT%H:%M:%S"),
+        "versions": {"python": platform.python_version(), "torch": torch.__version__},
+    }  # fmt: skip
 
 
 def recipe_of(run) -> str | None:

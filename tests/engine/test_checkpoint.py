@@ -103,7 +103,7 @@ def test_later_steps_of_a_future_given_up_are_removed(tmp_path):
     assert names(tmp_path) == ["last", "step_00000002", "step_00000003"]
 
 
-@pytest.mark.parametrize("call", ["save_file", "_sync", "_prune", "rename", "replace"])
+@pytest.mark.parametrize("call", ["save_file", "sync", "_prune", "rename", "replace"])
 def test_an_end_in_the_middle_of_writing_leaves_a_sound_checkpoint(tmp_path, monkeypatch, call):
     store = Checkpoints(tmp_path)
     save(store, 2)
@@ -111,7 +111,7 @@ def test_an_end_in_the_middle_of_writing_leaves_a_sound_checkpoint(tmp_path, mon
     def stop(*_, **__):
         raise KeyboardInterrupt
 
-    place = {"save_file": checkpoint.safetensors.torch, "_sync": checkpoint, "_prune": Checkpoints, "rename": os, "replace": os}[call]
+    place = {"save_file": checkpoint.safetensors.torch, "sync": checkpoint, "_prune": Checkpoints, "rename": os, "replace": os}[call]
     with monkeypatch.context() as patch:
         patch.setattr(place, call, stop)
         with pytest.raises(KeyboardInterrupt):
@@ -121,7 +121,7 @@ def test_an_end_in_the_middle_of_writing_leaves_a_sound_checkpoint(tmp_path, mon
 
 
 def test_a_full_disk_is_one_line(tmp_path, monkeypatch):
-    monkeypatch.setattr(checkpoint, "_sync", lambda path: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+    monkeypatch.setattr(checkpoint, "sync", lambda path: (_ for _ in ()).throw(OSError(28, "No space left on device")))
     with pytest.raises(UserError, match="cannot write the checkpoint .*No space left"):
         save(Checkpoints(tmp_path), 2)
 

@@ -1,5 +1,6 @@
 """Checkpoints: complete, tensors only, checksummed, and either there or not there."""
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -14,9 +15,12 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
+from maskwise.engine.disk import refused, sync, write_whole
 from maskwise.functional.errors import UserError
 
 MODEL, OPTIMIZER, ENCODER, META = "model.safetensors", "optimizer.safetensors", "encoder.json", "meta.json"
+SEAL = "0" * 64  # stands in meta.json for its own SHA-256 while that is computed
+WRITING, REMOVING = ".writing_", ".removing_"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,7 +39,7 @@ class Checkpoints:
 
     `folder` is the run folder; the newest `keep` checkpoints stay (0: all). `meta` and `encoder_spec` go into every
     checkpoint. Only the main rank of `world` writes; the others wait for it. `say` is handed one line when a damaged
-    checkpoint is passed over.
+    checkpoint is passed over or an old one cannot be removed.
     """
 
     def __init__(self, folder, keep: int = 2, *, meta: dict | None = None, encoder_spec: dict | None = None, world=None,
@@ -47,17 +51,30 @@ class Checkpoints:
              encoder_spec: dict | None = None) -> Path:
         """Write the state after `step` steps aside, move it into place, point `last` at it, prune the old ones.
 
-        Raises UserError when the disk refuses.
+        Raises UserError on every rank when the disk refuses; then the checkpoints that were there are there still, and nothing besides.
         """
-        path = self.folder / name(step)
+        path, problem = self.folder / name(step), ""
         if self.world is None or self.world.is_main:
             try:
                 self._write(path, step, tensors, optimizer, {**self.meta, **(meta or {})}, encoder_spec or self.encoder_spec or {})
-            except (OSError, safetensors.SafetensorError) as error:
-                raise UserError(f"cannot write the checkpoint {path} ({error}): free some space and start the same command again") from None
-        if self.world is not None:
-            self.world.barrier()
+            except (OSError, UserError, safetensors.SafetensorError) as error:
+                problem = str(error) if isinstance(error, UserError) else refused(f"the checkpoint {path}", error)
+                self._sweep()
+            else:
+                self._prune(step)
+        if self.world is None:
+            failed = bool(problem)
+        else:
+            failed = self.world.any(bool(problem))
+        if failed:
+            raise UserError(problem or f"rank 0 cannot write the checkpoint {path}")
         return path
+
+    def tidy(self, step: int) -> None:
+        """Remove what a kill has left half-written or half-removed, and checkpoints before `step` that are too many."""
+        if self.world is None or self.world.is_main:
+            self._sweep()
+            self._prune(step, later=False)
 
     def load_last(self) -> Checkpoint | None:
         """The checkpoint that `last` names or, where it is damaged, the newest sound one; None before the first.
@@ -67,12 +84,13 @@ class Checkpoints:
         candidates = self._directories()
         if not candidates:
             return None
+        newest = candidates[0].name
         try:
-            last = self.folder / (self.folder / "last").read_text().strip()
+            last = (self.folder / "last").read_text().strip()
+            faults = [] if (self.folder / last) in candidates else [f"`last` names {last!r}, which is not there"]
         except (OSError, UnicodeDecodeError):
-            last = candidates[0]
-        candidates.sort(key=lambda path: path != last)
-        faults = []
+            last, faults = newest, ["`last` is missing or unreadable"]
+        candidates.sort(key=lambda path: path.name != last)
         for path in candidates:
             try:
                 found = read(path)
@@ -85,9 +103,8 @@ class Checkpoints:
         raise UserError(f"no checkpoint under {self.folder} is sound ({'; '.join(faults)}): restore one from a copy, or remove the folder to start anew")
 
     def _write(self, path, step, tensors, optimizer, meta, encoder_spec):
-        aside = self.folder / f".writing_{path.name}"
-        for left in self.folder.glob(".writing_*"):
-            shutil.rmtree(left)
+        aside = self.folder / f"{WRITING}{path.name}"
+        self._sweep()
         aside.mkdir(parents=True)
         safetensors.torch.save_file(_plain(tensors), aside / MODEL)
         safetensors.torch.save_file(_plain(optimizer), aside / OPTIMIZER)
@@ -95,29 +112,33 @@ class Checkpoints:
         files = {file.name: _sha256(file) for file in sorted(aside.iterdir())}
         versions = {"python": platform.python_version(), "torch": torch.__version__, "safetensors": safetensors.__version__}
         meta = {**meta, "step": step, "versions": {**versions, **meta.get("versions", {})}, "files": files}
-        (aside / META).write_text(json.dumps(meta, indent=2))
+        (aside / META).write_text(sealed(meta))
         for file in (*aside.iterdir(), aside):
-            _sync(file)
+            sync(file)
         if path.exists():
-            stale = self.folder / f".writing_stale_{path.name}"
-            os.rename(path, stale)
+            os.rename(path, self.folder / f"{REMOVING}{path.name}")
         os.rename(aside, path)
-        _sync(self.folder)
-        pointer = self.folder / ".last"
-        pointer.write_text(path.name + "\n")
-        _sync(pointer)
-        os.replace(pointer, self.folder / "last")
-        _sync(self.folder)
-        self._prune(step)
+        sync(self.folder)
+        write_whole(self.folder / "last", path.name + "\n")
+        sync(self.folder)
 
-    def _prune(self, step):
-        for left in self.folder.glob(".writing_*"):
-            shutil.rmtree(left)
+    def _prune(self, step, later: bool = True):
+        """Keep the newest; a later step than the one just written belongs to a future that was given up."""
         mine = [path for path in self._directories() if _step(path) <= step]
-        for path in self._directories():
-            # A later step than the one just written belongs to a future that was given up.
-            if path not in mine or (self.keep and path not in mine[: self.keep]):
-                shutil.rmtree(path)
+        old = mine[self.keep :] if self.keep else []
+        future = [path for path in self._directories() if _step(path) > step] if later else []
+        try:
+            for path in (*old, *future):
+                os.rename(path, self.folder / f"{REMOVING}{path.name}")  # a half-removed checkpoint must not look like one
+            self._sweep()
+        except OSError as error:
+            self.say(f"old checkpoints stay under {self.folder} ({error.strerror}): remove them by hand")
+
+    def _sweep(self):
+        for left in (*self.folder.glob(f"{WRITING}*"), *self.folder.glob(f"{REMOVING}*")):
+            shutil.rmtree(left, ignore_errors=True)
+        with contextlib.suppress(OSError):
+            (self.folder / ".last").unlink(missing_ok=True)
 
     def _directories(self):
         found = [path for path in self.folder.glob("step_*") if path.is_dir() and _step(path) is not None]
@@ -137,15 +158,32 @@ def read(path) -> Checkpoint:
     """One checkpoint directory, verified against its checksums; raises Damaged."""
     path = Path(path)
     try:
-        meta = json.loads((path / META).read_text())
+        meta = unsealed((path / META).read_bytes())
         for file, digest in meta["files"].items():
             if _sha256(path / file) != digest:
                 raise Damaged(f"the checksum of {file} is wrong")
         tensors = safetensors.torch.load_file(path / MODEL)
         optimizer = safetensors.torch.load_file(path / OPTIMIZER)
         return Checkpoint(int(meta["step"]), tensors, optimizer, meta, path)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, safetensors.SafetensorError) as error:
+    except OSError as error:
+        raise Damaged(f"{Path(error.filename or path).name}: {error.strerror}") from None
+    except (ValueError, KeyError, TypeError, AttributeError, safetensors.SafetensorError) as error:
         raise Damaged(f"{type(error).__name__}: {error}") from None
+
+
+def sealed(meta: dict) -> str:
+    """meta.json's text, which names its own SHA-256."""
+    text = json.dumps({**meta, "sha256": SEAL}, indent=2)
+    return text.replace(SEAL, hashlib.sha256(text.encode()).hexdigest())
+
+
+def unsealed(text: bytes) -> dict:
+    """What `sealed` made text of; raises Damaged when a byte has changed. Checkpoints of before the seal pass without."""
+    meta = json.loads(text)
+    seal = meta.pop("sha256", None)
+    if seal is not None and hashlib.sha256(text.replace(seal.encode(), SEAL.encode())).hexdigest() != seal:
+        raise Damaged(f"the checksum of {META} is wrong")
+    return meta
 
 
 def _plain(tensors):
@@ -170,11 +208,3 @@ def _sha256(path):
         while block := file.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()
-
-
-def _sync(path):
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

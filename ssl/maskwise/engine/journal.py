@@ -2,11 +2,16 @@
 
 import contextlib
 import json
-import os
+import math
 import sys
+import tempfile
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
+from maskwise.engine.appending import Appending
+from maskwise.engine.disk import refused, whole, write_whole
 from maskwise.functional.draw import write_png
 from maskwise.functional.errors import UserError
 
@@ -18,9 +23,8 @@ def prepare_folder(path) -> Path:
     path = Path(path)
     try:
         path.mkdir(parents=True, exist_ok=True)
-        probe = path / f".probe_{os.getpid()}"
-        probe.write_bytes(b"")
-        probe.unlink()
+        with tempfile.TemporaryFile(dir=path):  # nameless where the system can: a kill leaves nothing
+            pass
     except OSError as error:
         raise UserError(f"cannot write into the output folder {path} ({error.strerror}): choose another with --out") from None
     return path
@@ -30,34 +34,44 @@ class Journal:
     """Writes what happens to the run folder `folder` and shows progress on standard error.
 
     `quiet` shows nothing; a terminal gets a progress bar; anything else a plain line now and then. A journal that is not
-    `main` (ranks other than 0) keeps time but writes and shows nothing.
+    `main` (ranks other than 0) keeps time but writes and shows nothing. `about` tells of this start; it is listed in run.json.
+    A disk that refuses never stops a journal: what is owed is kept in memory, said once, and written when it can be.
     """
 
-    def __init__(self, folder, total_steps: int, quiet: bool = False, *, main: bool = True, tensorboard: bool = True):
-        self.folder, self.total_steps, self.main = Path(folder), total_steps, main
+    def __init__(self, folder, total_steps: int, quiet: bool = False, *, main: bool = True, tensorboard: bool = True, about: dict | None = None):
+        self.folder, self.total_steps, self.main, self.about = Path(folder), total_steps, main, about
         self.quiet, self.tensorboard = quiet or not main, tensorboard and main
         self.terminal = not self.quiet and sys.stderr.isatty()
-        self.metrics = self.writer = None
+        self.metrics = self.events = None
+        self.late: dict[Path, Callable[[Path], None]] = {}
         self.loss, self.shown_at, self.bar = float("nan"), -1e9, ""
         self.seconds_before = 0.0
         self.start_clock()
 
     def open(self, step: int, seconds: float = 0.0) -> list[dict]:
-        """Begin after `step` steps and `seconds` of training; later lines are cut off, the kept ones returned (on every rank)."""
+        """Begin after `step` steps and `seconds` of training; later lines are cut off, the kept ones returned (on every rank).
+
+        Raises UserError when the disk refuses.
+        """
         path = self.folder / "metrics.jsonl"
-        kept = [line for line in read_metrics(path) if line["step"] <= step]
+        kept, length = whole_lines(path, step)
         self.seconds_before, self.step = seconds, step
         self.start_clock()
-        if self.main:
-            aside = path.with_name(".metrics.jsonl")
-            aside.write_text("".join(json.dumps(line) + "\n" for line in kept))
-            os.replace(aside, path)
-            self.metrics = open(path, "a")
+        if not self.main:
+            return kept
+        try:
+            self.metrics = Appending(path, keep=length, say=self.say)
             (self.folder / "preempted").unlink(missing_ok=True)
-        if self.tensorboard:
-            from torch.utils.tensorboard import SummaryWriter
+            for half in (*self.folder.glob("reports/.*_step_*"), *self.folder.glob("pictures/.*_step_*")):  # left by a kill
+                half.unlink()
+            if self.tensorboard:
+                from maskwise.engine.event_file import EventFile
 
-            self.writer = SummaryWriter(str(self.folder / "tensorboard"), purge_step=step + 1 if step else None)
+                self.events = EventFile(self.folder / "tensorboard", purge=step + 1 if step else 0, say=self.say)
+        except OSError as error:
+            raise UserError(f"{refused(error.filename or path, error)}, then start the same command again") from None
+        if self.about is not None:
+            self._list_start(step)
         return kept
 
     def start_clock(self) -> None:
@@ -94,10 +108,10 @@ class Journal:
         line = {"step": step, **values, "img_s": round(self.images / spent, 2), "data_wait": round(self.waited / spent, 4), "seconds": round(self.seconds, 2)}
         self._write(line)
         self.loss = values.get("loss", self.loss)
-        if self.writer:
+        if self.events:
             for key, value in line.items():
                 if key != "step":
-                    self.writer.add_scalar(f"train/{key}", value, step)
+                    self.events.scalar(f"train/{key}", value, step)
         due = step >= self.total_steps or time.perf_counter() - self.shown_at > PLAIN_SECONDS
         if self.terminal or (not self.quiet and due):
             self._show()
@@ -108,13 +122,11 @@ class Journal:
         """Save an evaluation's report beside the checkpoints and write its numbers."""
         if not self.main:
             return
-        path = self.folder / "reports" / f"{name}_step_{step:08d}.json"
-        path.parent.mkdir(exist_ok=True)
-        report.save(path)
-        self._write({"step": step, "report": name, "numbers": report.numbers})
+        self._file(self.folder / "reports" / f"{name}_step_{step:08d}.json", report.save)
         for key, value in report.numbers.items():
-            if self.writer and isinstance(value, (int, float)):
-                self.writer.add_scalar(f"{name}/{key}", value, step)
+            if self.events and isinstance(value, (int, float)):
+                self.events.scalar(f"{name}/{key}", value, step)
+        self._write({"step": step, "report": name, "numbers": report.numbers})  # last: a start after a kill repeats what has no line
         numbers = "  ".join(f"{key} {value:.4g}" for key, value in report.numbers.items() if isinstance(value, (int, float)))
         self.say(f"{name} at step {step}: {numbers}")
 
@@ -127,10 +139,9 @@ class Journal:
         """Save uint8 pictures [H,W,3] by name under pictures/ and show them in TensorBoard."""
         for name, picture in pictures.items():
             path = self.folder / "pictures" / f"{name}_step_{step:08d}.png"
-            path.parent.mkdir(exist_ok=True)
-            write_png(path, picture)
-            if self.writer:
-                self.writer.add_image(name, picture, step, dataformats="HWC")
+            self._file(path, partial(save_picture, picture=picture))
+            if self.events and path not in self.late:
+                self.events.picture(name, path.read_bytes(), step)
 
     def unreadable(self, images: dict[str, str], alone: bool = False) -> None:
         """List the images that were replaced, by name with the reason, in bad_images.txt; says how many. `alone`: whatever the rank."""
@@ -140,14 +151,15 @@ class Journal:
         before = set(path.read_text().splitlines()) if path.exists() else set()
         lines = before | {f"{name}\t{reason}" for name, reason in images.items()}
         if lines != before:
-            path.write_text("".join(line + "\n" for line in sorted(lines)))
+            self._file(path, partial(write_whole, text="".join(line + "\n" for line in sorted(lines))))
             self.say(f"{len(lines)} unreadable images were replaced by others: see {path}")
 
     def preempted(self, step: int) -> None:
         """Leave the file `preempted` and say how to go on."""
         if self.main:
-            (self.folder / "preempted").write_text(f"{step}\n")
-        self.say(f"interrupted: saved after step {step} of {self.total_steps}; the same command continues")
+            self._file(self.folder / "preempted", partial(write_whole, text=f"{step}\n"))
+        saved = f"saved after step {step} of {self.total_steps}" if step else "nothing was done yet"
+        self.say(f"interrupted: {saved}; the same command continues")
 
     def say(self, text: str) -> None:
         """One line on standard error, above the bar."""
@@ -156,29 +168,52 @@ class Journal:
             print(text, file=sys.stderr, flush=True)
 
     def flush(self) -> None:
-        """Bring every line written so far to the disk."""
-        if self.metrics:
-            self.metrics.flush()
-            os.fsync(self.metrics.fileno())
-        if self.writer:
-            self.writer.flush()
+        """Bring everything written so far, and what the disk refused before, to the disk."""
+        self._catch_up()
+        for file in (self.metrics, self.events):
+            if file:
+                file.flush()
 
     def close(self) -> None:
-        """Flush, close the files and leave the terminal on a fresh line."""
+        """Flush, close the files and leave the terminal on a fresh line; says what could not be written to the end."""
         if self.bar:
             print(file=sys.stderr, flush=True)
             self.bar = ""
-        if self.metrics:
-            self.flush()
-            self.metrics.close()
-        if self.writer:
-            self.writer.close()
-        self.metrics = self.writer = None
+        self._catch_up()
+        if self.late:
+            self.say(f"never written, the disk refused: {', '.join(str(path) for path in self.late)}")
+        for file in (self.metrics, self.events):
+            if file:
+                file.close()
+        self.metrics = self.events = None
 
     def _write(self, line):
         if self.metrics:
-            self.metrics.write(json.dumps(line) + "\n")
-            self.metrics.flush()
+            self.metrics.write((json.dumps(line) + "\n").encode())
+
+    def _file(self, path, write):
+        """A file of its own, by `write(path)`: now or, where the disk refuses, with the next flush."""
+        self.late[path] = write
+        self._catch_up(path)
+
+    def _catch_up(self, new=None):
+        for path, write in list(self.late.items()):
+            try:
+                path.parent.mkdir(exist_ok=True)
+                write(path)
+                del self.late[path]
+            except (OSError, UserError) as error:
+                if path == new:
+                    text = refused(path, error) if isinstance(error, OSError) else str(error)
+                    self.say(f"{text}; tried again later, the run goes on")
+
+    def _list_start(self, step):
+        path = self.folder / "run.json"
+        run = {}
+        with contextlib.suppress(OSError, ValueError):
+            run = json.loads(path.read_text(encoding="utf-8"))
+        run["starts"] = [*run.get("starts", []), {"step": step, **self.about}]
+        write_whole(path, json.dumps(run, indent=2))
 
     def _show(self):
         self.shown_at = time.perf_counter()
@@ -209,14 +244,30 @@ def clock(seconds: float) -> str:
     return f"{hours}:{minute:02d}:{second:02d}" if hours else f"{minute}:{second:02d}"
 
 
+def save_picture(path: Path, picture) -> None:
+    """A uint8 picture [H,W,3] as a PNG file that is whole or not there."""
+    with whole(path) as aside:
+        write_png(aside, picture)
+
+
 def read_metrics(path) -> list[dict]:
     """The whole lines of a metrics.jsonl; a line torn by a kill ends the reading."""
+    return whole_lines(path)[0]
+
+
+def whole_lines(path, step: float = math.inf) -> tuple[list[dict], int]:
+    """The lines of a metrics.jsonl up to a step, and how many bytes of the file they are; a torn line ends the reading."""
     lines: list[dict] = []
+    length = 0
     if not Path(path).exists():
-        return lines
-    for text in Path(path).read_text().splitlines():
+        return lines, length
+    for text in Path(path).read_bytes().splitlines(keepends=True):
         try:
-            lines.append(json.loads(text))
+            line = json.loads(text)
         except ValueError:
             break
-    return lines
+        if not text.endswith(b"\n") or line.get("step", 0) > step:
+            break
+        lines.append(line)
+        length += len(text)
+    return lines, length

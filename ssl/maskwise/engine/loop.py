@@ -1,9 +1,6 @@
 """`fit`: the training loop."""
 
 import contextlib
-import os
-import signal
-import threading
 from collections.abc import Callable, Iterator
 
 import torch
@@ -11,6 +8,7 @@ import torch
 from maskwise.engine.bad_images import BadImages
 from maskwise.engine.checkpoint import Checkpoint, Checkpoints
 from maskwise.engine.health import Health
+from maskwise.engine.interrupts import Interrupts
 from maskwise.engine.journal import Journal
 from maskwise.engine.trainer import Trainer
 from maskwise.functional.draws import seeded
@@ -28,17 +26,19 @@ def fit(trainer: Trainer, batches_from: Callable[[int], Iterator], augment: Call
     `evaluations` map a name to a callable(method) -> Report, due every `evaluate_every` steps (one number for all, or one
     for each name; 0: only at the end), at the end and, those named in `evaluate_first`, before the first step; `pictures(method, batch)`
     returns uint8 pictures by name. The status is "complete", or "preempted" after
-    SIGTERM, SIGUSR1 or Ctrl-C on any rank: the step is finished and saved first. Raises UserError when a checkpoint is
+    SIGTERM, SIGUSR1 or Ctrl-C on any rank: the step is finished and saved first. A checkpoint that the disk refuses is said and tried again
+    when the next is due; at the end, or when told to stop, it is an error. Raises UserError for that, when a checkpoint is
     unusable or no step is finite any more, and whatever the batches raise.
     """
     world, total = trainer.world, trainer.total_steps
     every = evaluate_every if isinstance(evaluate_every, dict) else dict.fromkeys(evaluations, evaluate_every)
-    found = resume(trainer, checkpoints)
-    if trainer.step_index >= total:
-        return {"status": "complete", "step": total, "skipped": int(trainer.skipped)}
-
     with Interrupts() as interrupts, contextlib.closing(journal):
+        found = resume(trainer, checkpoints)
+        if trainer.step_index >= total:
+            return {"status": "complete", "step": total, "skipped": int(trainer.skipped)}
         health, reported = reopen(trainer, journal, found)
+        if world.any(interrupts.asked):  # before the first step: what there is to save is saved
+            return preempted(trainer, journal)
         first = evaluate_first if trainer.step_index == 0 else ()
         put_off = {name: call for name, call in evaluations.items() if name not in reported and (name in first or due(trainer.step_index, every[name]))}
         report(trainer, journal, put_off)  # by the interruption
@@ -66,10 +66,9 @@ def fit(trainer: Trainer, batches_from: Callable[[int], Iterator], augment: Call
                 report(trainer, journal, {name: call for name, call in evaluations.items() if last or due(step, every[name])})
             if last or stop or due(step, save_every):
                 with paused(journal):
-                    save(trainer, journal, checkpoints)
+                    save(trainer, journal, checkpoints, final=last or stop)
             if stop and not last:
-                journal.preempted(step)
-                return {"status": "preempted", "step": step, "skipped": int(trainer.skipped)}
+                return preempted(trainer, journal)
         return {"status": "complete", "step": total, "skipped": int(trainer.skipped)}
 
 
@@ -81,6 +80,7 @@ def resume(trainer: Trainer, checkpoints: Checkpoints) -> Checkpoint | None:
         raise UserError("the ranks found different checkpoints: put the run folder on a disk that all machines share")
     if found:
         trainer.load_tensors(found.tensors, found.optimizer, step=step, skipped=found.meta.get("skipped", 0))
+        checkpoints.tidy(step)
     return found
 
 
@@ -108,10 +108,21 @@ def report(trainer: Trainer, journal: Journal, evaluations: dict[str, Callable])
             journal.report(trainer.step_index, name, evaluate(trainer.method))
 
 
-def save(trainer: Trainer, journal: Journal, checkpoints: Checkpoints) -> None:
-    """Write a checkpoint of this step, after everything that the journal has to say about it."""
+def save(trainer: Trainer, journal: Journal, checkpoints: Checkpoints, *, final: bool) -> None:
+    """Write a checkpoint of this step, after everything that the journal has to say about it; one that fails is an error only if it is the `final` one."""
     journal.flush()
-    checkpoints.save(trainer.step_index, *trainer.tensors(), meta={"skipped": int(trainer.skipped), "seconds": journal.seconds})
+    try:
+        checkpoints.save(trainer.step_index, *trainer.tensors(), meta={"skipped": int(trainer.skipped), "seconds": journal.seconds})
+    except UserError as error:
+        if final:
+            raise UserError(f"{error}, then start the same command again: it goes on from the last checkpoint that was written") from None
+        journal.say(f"{error}; the run goes on and tries again at the next checkpoint")
+
+
+def preempted(trainer: Trainer, journal: Journal) -> dict:
+    """Say that the run was told to stop, and return what `fit` returns then."""
+    journal.preempted(trainer.step_index)
+    return {"status": "preempted", "step": trainer.step_index, "skipped": int(trainer.skipped)}
 
 
 def numbers(trainer: Trainer, seen: dict) -> dict[str, float]:
@@ -167,32 +178,3 @@ def ahead(stream: Iterator, device: torch.device) -> Iterator[tuple]:
         waiting = moved
     if waiting is not None:
         yield waiting
-
-
-class Interrupts:
-    """While entered, SIGTERM, SIGUSR1 and the first Ctrl-C only raise `.asked`; the second Ctrl-C interrupts at once."""
-
-    def __init__(self):
-        self.asked, self.owner, self.former = False, os.getpid(), {}
-
-    def __enter__(self) -> "Interrupts":
-        listens = threading.current_thread() is threading.main_thread()  # Python lets no other thread handle signals
-        for name in ("SIGTERM", "SIGUSR1", "SIGINT"):
-            if listens and hasattr(signal, name):
-                number = getattr(signal, name)
-                self.former[number] = signal.signal(number, self._ask)
-        return self
-
-    def __exit__(self, *exception) -> None:
-        for number, handler in self.former.items():
-            signal.signal(number, handler)
-
-    def _ask(self, number, frame):
-        # Data workers inherit the handler: the process that trains decides for them.
-        if os.getpid() != self.owner:
-            return
-        if number == signal.SIGINT and self.asked:
-            raise KeyboardInterrupt
-        self.asked = True
-        # A signal to the whole job also ends the data workers; their death must not break the step that is to be saved.
-        self.former.setdefault(signal.SIGCHLD, signal.signal(signal.SIGCHLD, signal.SIG_DFL))

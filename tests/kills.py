@@ -119,9 +119,9 @@ def content(folder: Path) -> dict:
             found[name] = {key: value for key, value in json.loads(path.read_text()).items() if key != "cost"}
         elif path.name == "meta.json":
             meta = checkpoint.unsealed(path.read_bytes())
-            found[name] = {key: value for key, value in meta.items() if key != "seconds"}
+            found[name] = {key: value for key, value in meta.items() if key not in ("seconds", "commit")}
         elif path.name == "run.json":
-            found[name] = {key: value for key, value in json.loads(path.read_text()).items() if key not in ("started", "starts")}
+            found[name] = {key: value for key, value in json.loads(path.read_text()).items() if key not in ("started", "starts", "commit")}
         elif path.parent.name != "tensorboard":
             found[name] = path.read_bytes()
     found["tensorboard"] = curves(folder / "tensorboard")

@@ -51,6 +51,47 @@ def test_later_and_torn_lines_are_cut(tmp_path):
     assert [line["step"] for line in read_metrics(path)] == [2, 4, 6]
 
 
+def test_what_a_kill_left_beside_the_lines_is_swept(tmp_path):
+    for name in ("reports/.knn_step_00000004.json.17", "pictures/.sheet_step_00000004.png"):
+        (tmp_path / name).parent.mkdir()
+        (tmp_path / name).write_text("ha")
+    (tmp_path / "preempted").write_text("4\n")
+    journal = Journal(tmp_path, 8, quiet=True, tensorboard=False)
+    journal.open(4)
+    journal.close()
+    assert sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*")) == ["metrics.jsonl", "pictures", "reports"]
+
+
+def test_every_start_is_listed_with_its_first_step(tmp_path):
+    (tmp_path / "run.json").write_text('{"precision": "fp32"}')
+    for step, ranks in ((0, 1), (4, 2)):
+        journal = Journal(tmp_path, 8, quiet=True, tensorboard=False, about={"ranks": ranks})
+        journal.open(step)
+        journal.close()
+    assert json.loads((tmp_path / "run.json").read_text()) == {
+        "precision": "fp32", "starts": [{"step": 0, "ranks": 1}, {"step": 4, "ranks": 2}],
+    }
+
+
+def test_tensorboard_forgets_what_comes_after_the_checkpoint_also_when_there_is_none_and_the_clock_goes_back(tmp_path, monkeypatch):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    from maskwise.engine import event_file
+
+    for clock, step, values in ((2000000000.5, 0, (1.0, 2.0)), (1999999999.0, 0, (3.0, 4.0)), (5.0, 2, (5.0,))):
+        monkeypatch.setattr(event_file.time, "time", lambda: clock)
+        journal = Journal(tmp_path, 8, quiet=True)
+        journal.open(step)
+        for add, value in enumerate(values):
+            journal.line(step + 2 * (add + 1), {"loss": value})
+        journal.metrics.file.close()  # killed: nothing is flushed
+    newest = max((tmp_path / "tensorboard").iterdir())
+    newest.write_bytes(newest.read_bytes()[:-9])  # the last record is torn
+    read = EventAccumulator(str(tmp_path / "tensorboard"))
+    read.Reload()
+    assert [(event.step, event.value) for event in read.Scalars("train/loss")] == [(2, 3.0), (4, 5.0)]
+
+
 def test_quiet_and_other_ranks_say_nothing(tmp_path, capsys):
     for options in ({"quiet": True}, {"main": False}):
         journal = Journal(tmp_path / "run", 2, **options) if options.get("main", True) is False else Journal(tmp_path, 2, **options)

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, replace
 
 import pytest
-from recipes.miniature import NOT_YET, RECIPES, resolved
+from recipes.miniature import RECIPES, resolved
 
 IMAGENET = 1_281_167
 
@@ -137,7 +137,7 @@ def test_it_is_the_published_row(name):
     assert (recipe.crops.blur_prob, recipe.crops.blur_sigma, recipe.crops.solarize_prob) == ((1.0, 0.1, 0.5), (0.1, 2.0), 0.2)
     assert {"name": recipe.masking.name, **recipe.masking.keywords()} == row.mask
     assert (recipe.backbone.name, recipe.backbone.keywords()["drop_path"]) == (row.backbone, row.drop_path)
-    assert recipe.pooling.name == row.pooling or f"pooling={recipe.pooling.name}" in NOT_YET[name]  # a stand-in
+    assert recipe.pooling.name == row.pooling
     assert (options.name, options.min_lr, options.weight_decay, options.weight_decay_end, options.clip, options.freeze_last_layer) == row.optimizer
     assert (options.warmup_epochs, options.clip_mode) == (10, "tensor")
     expected = {"adamw": {"betas": (0.9, 0.999), "eps": 1e-8}, "sgd": {"momentum": 0.9}, "lars": {"momentum": 0.9, "trust": 0.001}}[options.name]
@@ -151,6 +151,8 @@ def test_what_the_other_columns_say():
     assert resolved("simpool/vits16_dino_nogamma").pooling.keywords()["gamma"] is None
     assert resolved("simpool/resnet50_dino").pooling.keywords()["gamma"] == resolved("simpool/convnext_small_dino").pooling.keywords()["gamma"] == 2.0
     assert resolved("simpool/resnet50_dino").head.norm == "batch"
+    assert not resolved("simpool/resnet50_dino").backbone.keywords()["zero_init_last"] and not resolved("dino/resnet50_100ep").backbone.keywords()["zero_init_last"]
+    assert resolved("ibot/swint14_300ep").pooling.norm == resolved("ibot/swint7_300ep").pooling.norm == "before"
 
 
 @pytest.mark.parametrize("name", [name for name in PUBLISHED if "pretrain/" not in name])

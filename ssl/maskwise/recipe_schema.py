@@ -47,7 +47,7 @@ KINDS = {
     "pooling.gamma": typing.Optional[float], "pooling.min_scope": typing.Literal["image", "batch"],
     "pooling.variant": typing.Literal["paper", "released"], "pooling.reduce": typing.Literal["max_logit", "concat_project", "max_feature", "mean"],
     "pooling.weight_start": typing.Literal["normal", "uniform"], "pooling.init": typing.Literal["gap", "energy", "learned"],
-    "pooling.similarity": typing.Literal["dot", "euclidean", "cosine"], "pooling.normalise": typing.Literal["softmax", "sigmoid"],
+    "pooling.keys": typing.Literal["tokens+pixels", "pixels"], "pooling.similarity": typing.Literal["dot", "euclidean", "cosine"], "pooling.normalise": typing.Literal["softmax", "sigmoid"],
 }  # fmt: skip
 DEFAULTS = {"backbone.drop_path": 0.1}
 
@@ -65,7 +65,7 @@ BOUNDS = {
         """data.per_class data.count data.size crops.global_size crops.local_size backbone.image_size backbone.patch_size backbone.depth
         backbone.embed_dim backbone.num_heads head.prototypes head.hidden head.bottleneck head.layers head.patch_prototypes train.epochs train.steps
         train.batch_size train.accumulate train.log_every train.save_every train.keep evaluate.k evaluate.limit_bank speed.threads
-        pooling.num_heads pooling.k pooling.iterations pooling.layers pooling.blocks""",
+        pooling.num_heads pooling.groups pooling.tokens pooling.gram_width pooling.gram_groups pooling.embed pooling.mlp_groups pooling.k pooling.iterations pooling.layers pooling.blocks""",
     ),
     f"from 1 to {PIXELS_AT_MOST}": (lambda v: 1 <= v <= PIXELS_AT_MOST, "data.max_pixels"),
     "above 0": (

@@ -15,9 +15,10 @@ ROWS = [
     ("simpool", {"similarity": "euclidean"}), ("simpool", {"similarity": "cosine", "normalise": "sigmoid"}), ("simpool", {"shared": True}),
     ("simpool", {"linear": "", "layer_norm": "", "gamma": None}), ("simpool", {"linear": "qkv", "layer_norm": "qkv"}), ("simpool", {"k": 2}),
     ("simpool", {"k": 3, "reduce": "concat_project"}), ("cait", {"blocks": 2}), ("gem", {"gamma": 3.0}),
+    ("map", {"keys": "pixels"}), ("map", {"gram": False}), ("map", {"talking": True, "num_heads": 2}), ("map", {"groups": 1, "tokens": 1, "embed": 4}),
 ]  # fmt: skip
 DIM, HEADS = 8, 2
-BELOW_ONE = ("cls", "vit", "cait", "cbam")  # the rest of the attention went to the prefix, to the query itself, or to nobody
+BELOW_ONE = ("cls", "vit", "cait", "cbam", "map")  # the rest of the attention went to the prefix, to the query itself, or to nobody
 
 
 def made(name, options):
@@ -56,10 +57,13 @@ def obeys(name, options, grid, batch=5):
     if out.attention is not None:
         assert out.attention.shape[0::2] == (batch, count) and out.attention.ge(0).all()
         total = out.attention.sum(-1)
-        below = name in BELOW_ONE and options.get("variant") != "paper" or name == "cbam"
+        below = name in BELOW_ONE and options.get("variant") != "paper" and options.get("keys") != "pixels" or name == "cbam"
         assert total.lt(1).all() if below else torch.allclose(total, torch.ones_like(total))
     if getattr(pooling, "k", 1) > 1 and pooling.reduce == "max_logit":
         assert out.vectors.shape == (batch, pooling.k, DIM)
+        torch.testing.assert_close(out.vectors.mean(1), out.vector)
+    elif name == "map":
+        assert out.vectors.shape == (batch, pooling.groups * pooling.tokens, DIM)
         torch.testing.assert_close(out.vectors.mean(1), out.vector)
     else:
         assert out.vectors is None

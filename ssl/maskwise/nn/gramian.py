@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from maskwise.functional.errors import UserError
+from maskwise.nn.batch_norm import batch_normed
 
 
 class GramianTokens(nn.Module):
@@ -40,9 +41,10 @@ class GramianTokens(nn.Module):
 
     def forward(self, image: Tensor) -> Tensor:
         """[B, dim, H, W] -> [B, tokens, dim]."""
-        entries = self.entries(self.reduce(image)).to(image.dtype)
+        entries = self.entries(batch_normed(self.reduce[1], self.reduce[0](image))).to(image.dtype)
         dealt = entries.unflatten(1, (-1, self.tokens)).transpose(1, 2).flatten(1)
-        return self.expand(dealt[..., None, None]).flatten(1).unflatten(1, (self.dim, self.tokens)).transpose(1, 2)
+        expanded = batch_normed(self.expand[1], self.expand[0](dealt[..., None, None]))
+        return expanded.flatten(1).unflatten(1, (self.dim, self.tokens)).transpose(1, 2)
 
     def entries(self, reduced: Tensor) -> Tensor:
         """[B, width, H, W] -> the upper triangle of its Gramian matrix, of length 1: [B, L], float32 at least."""

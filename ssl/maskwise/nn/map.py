@@ -51,7 +51,7 @@ class MAP(nn.Module):
     """Multi-token attention pooling: a map [B, dim, H, W] -> Attended, by `groups` independent groups of `tokens` tokens.
 
     gram: tokens are made of the image's Gramian matrix (see GramianTokens for gram_width and gram_groups), else learned.
-    embed and heads are those of the attention: by default dim, and one head for each 32 of it. dropout on the attention, its output and the
+    embed and heads are those of the attention: by default dim, and about one head for each 32 of it. dropout on the attention, its output and the
     MLP. The paper's default is groups=2, tokens=4. Raises UserError for sizes that do not divide. MAP 4.1, pooling.md 3.1.
     """
 
@@ -66,7 +66,7 @@ class MAP(nn.Module):
         if average not in (None, "mean", "sum"):
             raise UserError(f"map: average={average!r} is unknown: choose mean, sum, or null for no averaged token")
         embed = embed or dim
-        heads = heads or max(1, embed // 32)
+        heads = heads or max(count for count in range(1, max(1, embed // 32) + 1) if embed % count == 0)
         self.dim, self.tokens, self.heads = dim, tokens, heads
         options = {"talking": talking, "keys": keys, "mlp_ratio": mlp_ratio, "mlp_groups": mlp_groups, "dropout": dropout}
         self.groups = nn.ModuleList(

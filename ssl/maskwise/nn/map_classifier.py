@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -24,7 +24,7 @@ class MAPClassifier(nn.Module):
     """
 
     def __init__(
-        self, encoder: nn.Module, classes: int, *, layers: Sequence[int] | None = None, level: int = -2, resample: str = "released", dim: int = 384,
+        self, encoder: nn.Module, classes: int, *, layers: tuple[int, ...] | None = None, level: int = -2, resample: str = "released", dim: int = 384,
         groups: int = 2, tokens: int = 4, gram: bool = True, gram_width: int | None = None, gram_groups: int | None = None, embed: int | None = None,
         heads: int | None = None, talking: bool = False, keys: str = "tokens+pixels", average: str | None = "mean", mlp_ratio: float = 4.0,
         mlp_groups: int = 2, head: str = "joint", norm: bool = True, dropout: float = 0.05, token_dropout: float = 0.0, intra: float = 1.0,

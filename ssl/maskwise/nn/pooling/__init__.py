@@ -8,6 +8,7 @@ from maskwise.nn.pooling.cls import CLS
 from maskwise.nn.pooling.gates import CBAM, GE, SE
 from maskwise.nn.pooling.how import HOW
 from maskwise.nn.pooling.kmeans import KMeans
+from maskwise.nn.pooling.map import MAPPooling
 from maskwise.nn.pooling.otk import OTK
 from maskwise.nn.pooling.pooling import Pooling
 from maskwise.nn.pooling.simple import GAP, LSE, GAPMax, GeM, Max
@@ -17,7 +18,7 @@ from maskwise.nn.pooling.transformer import CaiT, ViT
 
 POOLINGS = {
     "cls": CLS, "simpool": SimPool, "gap": GAP, "max": Max, "gap_max": GAPMax, "gem": GeM, "lse": LSE, "how": HOW, "otk": OTK, "kmeans": KMeans,
-    "slot": Slot, "se": SE, "cbam": CBAM, "ge": GE, "vit": ViT, "cait": CaiT,
+    "slot": Slot, "se": SE, "cbam": CBAM, "ge": GE, "vit": ViT, "cait": CaiT, "map": MAPPooling,
 }  # fmt: skip
 
 __all__ = ["POOLINGS", "CLS", "Pooling", "SimPool", "with_attention"]

@@ -6,7 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from maskwise.nn.pooling.pooling import VARIANTS, Pooling, as_map, batch_normed, gate, gated
+from maskwise.nn.batch_norm import batch_normed
+from maskwise.nn.pooling.pooling import VARIANTS, Pooling, as_map, gate, gated
 from maskwise.nn.tokens import Pooled
 
 REDUCTION = 16

@@ -80,14 +80,6 @@ def normed(layer: nn.LayerNorm, x: Tensor) -> Tensor:
     return F.layer_norm(x, layer.normalized_shape, layer.weight.to(x.dtype), layer.bias.to(x.dtype), layer.eps)
 
 
-def batch_normed(layer: nn.BatchNorm2d, x: Tensor) -> Tensor:
-    """A batch norm of a map; statistics of a single value do not exist, so such a batch takes the running ones."""
-    if layer.training and x.numel() == x.shape[1]:
-        scale = (layer.weight / torch.sqrt(layer.running_var + layer.eps)).to(x.dtype)
-        return (x - layer.running_mean.to(x.dtype)[:, None, None]) * scale[:, None, None] + layer.bias.to(x.dtype)[:, None, None]
-    return layer(x.to(layer.weight.dtype)).to(x.dtype)
-
-
 def gate(dim: int, hidden: int, bias: bool = True) -> nn.Sequential:
     """The bottleneck of squeeze-and-excitation: dim -> hidden, ReLU, hidden -> dim."""
     return nn.Sequential(nn.Linear(dim, hidden, bias=bias), nn.ReLU(), nn.Linear(hidden, dim, bias=bias))

@@ -159,7 +159,7 @@ def test_attention_masks_need_a_pooling_with_attention(recipe, monkeypatch):
     Path("blind.py").write_text("class Mean:\n    needs = set()\n    gives_attention = False\n    def __init__(self, dim): pass\n")
     text = SMALL + "pooling: blind:Mean\nmasking: attmask_high\n"
     assert told(recipe, text) == [
-        "r.yaml:3: masking.name: `attmask_high` hides what the teacher attends to, and pooling `blind:Mean` has no attention; use one that has (cls, simpool, how, otk, kmeans, slot, cbam, vit, cait), or mask at random"
+        "r.yaml:3: masking.name: `attmask_high` hides what the teacher attends to, and pooling `blind:Mean` has no attention; use one that has (cls, simpool, how, otk, kmeans, slot, cbam, vit, cait, map), or mask at random"
     ]
     assert recipe(text, "masking=random").pooling.name == "blind:Mean"
     assert "cannot be imported" in told(recipe, SMALL + "pooling: blind:Maen")[0]

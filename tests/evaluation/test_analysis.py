@@ -232,6 +232,12 @@ def test_tokens_of_a_pooling_by_knn(encoder):
         analysis(model, {"test": data["test"]}, parts="tokens")
 
 
+def test_a_pooling_that_averages_its_tokens_shows_them():
+    model, data = tiny_encoder("map", depth=1), sets(train=9, test=6)
+    report = analysis(model, data, parts="tokens", k=3)
+    assert len(report.curves["token_error"]) == 8 and model.pooling.reduce == "mean"
+
+
 # the whole
 
 

@@ -101,3 +101,26 @@ def test_mistakes_are_told():
     for options, words in (({"reduction": "sum"}, "reduction"), ({"level": 4, "layers": [0, 1]}, "level=4 of 2"), ({"tokens": 5, "gram_width": 3}, "5 tokens do not divide the 6 entries")):
         with pytest.raises(UserError, match=words):
             MAPClassifier(encoder(), 5, **{**SIZE, **options})
+
+
+MAPS = {
+    "resnet18": {"layers": [1, 1, 1, 1], "channels": [4, 8, 8, 12]}, "convnext_atto": {"depths": [1, 1, 1, 1], "dims": [4, 8, 8, 12]},
+    "swin_tiny_patch4_window7_224": {"embed_dim": 4, "depths": [1, 1, 1, 1], "num_heads": [1, 1, 2, 2], "window_size": 2, "image_size": 64},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name, options", MAPS.items(), ids=str)
+def test_all_stages_of_a_map_backbone_stem_first(name, options):
+    torch.manual_seed(0)
+    backbone = Backbone(name, **options)
+    model = Encoder(backbone, POOLINGS["gap"](backbone.dim)).double()
+    head = built(model)
+    assert head.layers == (0, 1, 2, 3, 4) and head.head.fuse.dims == tuple(backbone.stage_dims)
+    features = model(torch.randn(2, 3, 64, 64, dtype=torch.float64), layers=head.layers)
+    fused = head.head.fuse(head.maps(features))
+    assert fused.shape[2:] == features.layers[3].shape[2:]
+    head.losses(features, smoothed(torch.tensor([0, 4]), 5), criterion())["loss"].backward()
+    for part in (model, head):
+        for key, parameter in part.named_parameters():
+            assert parameter.requires_grad == (parameter.grad is not None), key
+    assert not any(parameter.requires_grad for parameter in model.norm.parameters())

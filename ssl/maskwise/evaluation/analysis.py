@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -152,7 +153,8 @@ def of_classifier(encoder, network, dataset, world=None, batch_size: int = 64) -
 def of_vectors(encoder, data: dict, *, k: int, temperature: float, world=None, batch_size: int = 64, cache=None) -> tuple[Tensor, Tensor, Tensor]:
     """The same by k-NN votes of data["train"]: of each of a pooling's vectors, and of its pooled vector."""
     options = {"world": world, "batch_size": batch_size, "cache": cache}
-    bank, seen = (features.extract(encoder, data[role], ("pooled", "vectors"), **options) for role in ("train", "test"))
+    with vectors_of(encoder):
+        bank, seen = (features.extract(encoder, data[role], ("pooled", "vectors"), **options) for role in ("train", "test"))
     classes = 1 + int(max(bank.labels.max(), seen.labels.max()))
     device = next(encoder.parameters()).device
 
@@ -162,6 +164,20 @@ def of_vectors(encoder, data: dict, *, k: int, temperature: float, world=None, b
 
     each = [named(bank["vectors"][:, i], seen["vectors"][:, i]) for i in range(seen["vectors"].shape[1])]
     return torch.stack(each, dim=1), named(bank["pooled"], seen["pooled"]), seen.labels
+
+
+@contextlib.contextmanager
+def vectors_of(encoder) -> Iterator[None]:
+    """A pooling that averages its vectors hands them out inside, beside the average."""
+    pooling = getattr(encoder, "pooling", None)
+    averages = getattr(pooling, "reduce", None) == "mean"
+    if averages:
+        pooling.reduce = "max_logit"
+    try:
+        yield
+    finally:
+        if averages:
+            pooling.reduce = "mean"
 
 
 def pictures(reports: dict[str, Report]) -> dict[str, np.ndarray]:

@@ -1,8 +1,9 @@
 """The pooling framework of the SimPool paper: its Algorithm 1 and the parts that Table 1 puts into it.
 
 Tokens come last: X is [B, N, D], U [B, k, D], Q [B, k, n], K [B, N, n], S and A [B, k, N], V [B, N, n'].
-A part is a plain function; what it learns it closes over. In two places practice asks for more than the paper prints:
-a value map may read Q (squeeze-and-excitation, CBAM) and an update may read the previous U (GRU, residuals).
+A part is a plain function; what it learns it closes over. In three places practice asks for more than the paper prints:
+keys and values may hold U itself (a class token among the tokens), a value map may read Q (squeeze-and-excitation,
+CBAM), and an update may read the previous U (GRU, residuals). `landscape.py` writes every row of Table 1 in these parts.
 """
 
 from __future__ import annotations
@@ -29,9 +30,9 @@ class Parts:
     init: Callable[[Tensor], Tensor]  # X -> U
     attention: Callable[[Tensor | None, Tensor], Tensor]  # h: S, X -> A
     query: Callable[[Tensor], Tensor] = same  # phi_Q: U -> Q
-    key: Callable[[Tensor], Tensor] = same  # phi_K: X -> K
+    key: Callable[[Tensor, Tensor], Tensor] = same  # phi_K: X, U -> K
     similarity: Callable[[Tensor, Tensor], Tensor] | None = None  # s: Q, K -> S; None where the attention looks at X alone
-    value: Callable[[Tensor, Tensor], Tensor] = same  # phi_V: X, Q -> V
+    value: Callable[[Tensor, Tensor, Tensor], Tensor] = same  # phi_V: X, Q, U -> V
     f: Callable[[Tensor, Tensor], Tensor] = torch.matmul  # A, V -> Z = f^-1(f(V) A)
     features: Callable[[Tensor], Tensor] = same  # phi_X: X -> X
     update: Callable[[Tensor, Tensor], Tensor] = same  # phi_U: Z, U -> U
@@ -47,10 +48,10 @@ def pool(x: Tensor, *steps: Parts) -> tuple[Tensor, Tensor]:
     u, a = steps[0].init(x), x
     for parts in steps:
         for _ in range(parts.iterations):
-            q, k = parts.query(u), parts.key(x)
+            q, k = parts.query(u), parts.key(x, u)
             s = None if parts.similarity is None else parts.similarity(q, k)
             a = parts.attention(s, x)
-            v = parts.value(x, q)
+            v = parts.value(x, q, u)
             z = parts.f(a, v)
             x, u = parts.features(x), parts.update(z, u)
     return u, a
@@ -127,7 +128,7 @@ def sigmoid(scale: float) -> Callable[[Tensor, Tensor], Tensor]:
 # pooling functions, as one function of attention and values each: a root taken in one piece keeps its precision
 
 
-def power(gamma: float) -> Callable[[Tensor, Tensor], Tensor]:
+def power(gamma: float | Tensor) -> Callable[[Tensor, Tensor], Tensor]:
     """f(x) = x^gamma, for values of at least 0; inf is the maximum."""
     return lambda a, v: power_mean(a, v, gamma)
 

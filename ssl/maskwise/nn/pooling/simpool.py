@@ -160,7 +160,7 @@ class SimPool(Several):
                 key=mapped(home, "k"),
                 similarity=getattr(framework, self.similarity),
                 attention=normalise,
-                value=value if self.gamma is None else lambda x, q: self._lifted(value(x)),
+                value=value if self.gamma is None else lambda x, *_: self._lifted(value(x)),
                 f=torch.matmul if self.gamma is None else lambda a, v: power_mean(a, v, self.gamma),
                 update=framework.same if self.num_heads == 1 else gather,
                 iterations=self.iterations,

@@ -67,10 +67,10 @@ def encoder(recipe: Recipe, start: Start | None = None) -> Encoder:
         options["class_token"] = False  # nobody would read it (pooling.md 1.6)
     with draws.seeded(recipe.seed):
         backbone = Backbone(recipe.backbone.name, image_size=size, mask_token=recipe.masking.name != "none", mean=recipe.data.mean, std=recipe.data.std, **options)
-        pooling = pool(backbone.dim, **recipe.pooling.keywords())
-        if recipe.pooling.name == "simpool" and backbone.kind == "ResNet":  # whose reference leaves linear layers at torch's start (pooling.md 1.6)
-            for layer in (pooling.wq, pooling.wk):
-                layer.reset_parameters()
+        chosen = recipe.pooling.keywords()
+        if recipe.pooling.name == "simpool" and chosen["weight_start"] is None and backbone.kind == "ResNet":
+            chosen["weight_start"] = "uniform"  # its reference leaves linear layers at torch's start (pooling.md 1.6)
+        pooling = pool(backbone.dim, **chosen)
         built = Encoder(backbone, pooling, norm=recipe.pooling.norm)
     built.crop_pct = recipe.evaluate.crop_pct
     return start.dress(built) if start else built

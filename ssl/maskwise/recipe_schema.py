@@ -46,7 +46,7 @@ KINDS = {
     "masking.ratio": Ratio, "masking.var": Ratio, "masking.ratio_per": typing.Literal["step", "view"], "optimizer.betas": tuple[float, float],
     "pooling.gamma": typing.Optional[float], "pooling.min_scope": typing.Literal["image", "batch"],
     "pooling.variant": typing.Literal["paper", "released"], "pooling.reduce": typing.Literal["max_logit", "concat_project", "max_feature", "mean"],
-    "pooling.weight_start": typing.Literal["normal", "uniform"], "pooling.init": typing.Literal["gap", "energy", "learned"],
+    "pooling.weight_start": typing.Optional[typing.Literal["normal", "uniform"]], "pooling.init": typing.Literal["gap", "energy", "learned"],
     "pooling.keys": typing.Literal["tokens+pixels", "pixels"], "pooling.similarity": typing.Literal["dot", "euclidean", "cosine"], "pooling.normalise": typing.Literal["softmax", "sigmoid"],
 }  # fmt: skip
 DEFAULTS = {"backbone.drop_path": 0.1}

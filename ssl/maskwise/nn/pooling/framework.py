@@ -37,6 +37,7 @@ class Parts:
     features: Callable[[Tensor], Tensor] = same  # phi_X: X -> X
     update: Callable[[Tensor, Tensor], Tensor] = same  # phi_U: Z, U -> U
     iterations: int = 1
+    fixed: bool = False  # X stands still and neither keys nor values look at U: they are mapped once
 
 
 def pool(x: Tensor, *steps: Parts) -> tuple[Tensor, Tensor]:
@@ -45,13 +46,15 @@ def pool(x: Tensor, *steps: Parts) -> tuple[Tensor, Tensor]:
     Several `steps` follow each other, each for its own `iterations`; only the first one's `init` is asked (separate
     parameters an iteration, where one step shares them).
     """
-    u, a = steps[0].init(x), x
+    u, a, k, v = steps[0].init(x), x, x, x
     for parts in steps:
-        for _ in range(parts.iterations):
-            q, k = parts.query(u), parts.key(x, u)
+        for t in range(parts.iterations):
+            again = t == 0 or not parts.fixed
+            q = parts.query(u)
+            k = parts.key(x, u) if again else k
             s = None if parts.similarity is None else parts.similarity(q, k)
             a = parts.attention(s, x)
-            v = parts.value(x, q, u)
+            v = parts.value(x, q, u) if again else v
             z = parts.f(a, v)
             x, u = parts.features(x), parts.update(z, u)
     return u, a

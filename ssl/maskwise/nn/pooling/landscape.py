@@ -77,6 +77,7 @@ def slot(p, grid) -> list[Parts]:
             value=lambda x, *_: linear(p.wv, normed(p.norm_patches, x)),
             update=update,
             iterations=p.iterations,
+            fixed=True,
         )
     ]
 

@@ -29,7 +29,7 @@ class SimPool(Several):
     The query is the mean of the raw tokens, keys and values share one LayerNorm, and values meet in a power mean of
     exponent `gamma` above the minimum (None: a plain mean). `min_scope` takes that minimum per "image", as the paper,
     or per "batch", as the released weights were trained. `beta` adds a learned scalar. Weights: 2 dim^2 + 2 dim (+ 1).
-    `weight_start` draws W_Q and W_K "normal" (std 0.02: ViT, ConvNeXt) or "uniform" (+-1 / sqrt(dim): ResNet).
+    `weight_start` draws W_Q and W_K "normal" (std 0.02: ViT, ConvNeXt; None too) or "uniform" (+-1 / sqrt(dim): ResNet).
 
     The rest are the paper's ablations (Table 10), the default its choice: what the query begins as (`init`), `similarity`,
     `normalise` (sigmoid: then shared out over patches), `iterations` of one set of maps, `layers` of a set each, `shared` W_Q = W_K,
@@ -45,7 +45,7 @@ class SimPool(Several):
         min_scope: str = "image",
         beta: bool = False,
         *,
-        weight_start: str = "normal",
+        weight_start: str | None = None,
         init: str = "gap",
         similarity: str = "dot",
         normalise: str = "softmax",
@@ -61,7 +61,7 @@ class SimPool(Several):
         if gamma is not None and gamma <= 0:
             raise UserError(f"pooling.gamma={gamma} is not above 0: choose 1.25 for transformers, 2 for convolutions, or null for a plain mean")
         self.gamma, self.num_heads, self.min_scope = gamma, self.heads_of(num_heads), self.chosen("min_scope", min_scope, ("image", "batch"))
-        self.weight_start, self.init = self.chosen("weight_start", weight_start, STARTS), self.chosen("init", init, INITS)
+        self.weight_start, self.init = weight_start and self.chosen("weight_start", weight_start, STARTS), self.chosen("init", init, INITS)
         self.similarity, self.normalise = self.chosen("similarity", similarity, SIMILARITIES), self.chosen("normalise", normalise, NORMALISATIONS)
         self.iterations, self.layers, self.shared, self.linear, self.layer_norm = iterations, layers, shared, linear, layer_norm
         self._check()
@@ -96,7 +96,7 @@ class SimPool(Several):
         if name == "k" and self.shared:
             return
         layer = nn.Linear(self.dim, self.dim, bias=False)
-        if self.weight_start == "normal":
+        if self.weight_start != "uniform":
             nn.init.trunc_normal_(layer.weight, std=0.02)
         home.add_module(f"w{name}", layer)
 
@@ -164,6 +164,7 @@ class SimPool(Several):
                 f=torch.matmul if self.gamma is None else lambda a, v: power_mean(a, v, self.gamma),
                 update=framework.same if self.num_heads == 1 else gather,
                 iterations=self.iterations,
+                fixed=True,
             )
 
         return [parts(home) for home in (self, *more)]

@@ -34,7 +34,7 @@ def test_multiply_adds_of_table_8(found):
         base = next(row for row in rows if row["pooling"] == ("cls" if "vit" in name else "gap"))
         for row in rows:
             if row["published"]:
-                assert row["multiply_adds"] / 1e9 == pytest.approx(row["published"][1], abs=0.05), (name, row)
+                assert row["multiply_adds"] / 1e9 == pytest.approx(row["published"][1], rel=0.016), (name, row)  # the paper counts batch norms, too
                 added, printed = (row["multiply_adds"] - base["multiply_adds"]) / 1e9, row["published"][1] - base["published"][1]
                 assert added == pytest.approx(printed, abs=0.013 if "vit" not in name else 0.035), (name, row)  # two roundings; the paper's ViT may keep its class token
 

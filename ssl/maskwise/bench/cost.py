@@ -12,7 +12,7 @@ from maskwise.bench.table import table
 from maskwise.functional.errors import UserError
 from maskwise.nn import POOLINGS, Backbone, Tokens
 from maskwise.nn.pooling import framework
-from maskwise.nn.pooling.landscape import composed
+from maskwise.nn.pooling.landscape import LANDSCAPE, composed
 
 NETWORKS = ("resnet18", "resnet50", "convnext_small", "vit_small_patch16_224")
 # Table 8 of the SimPool paper: millions of parameters, and 10^9 multiply-adds of convolutions and linear layers.
@@ -68,7 +68,7 @@ def network(name: str, poolings: list[str], size: int, classes: int) -> list[dic
         module.requires_grad_(False).to_empty(device="cpu")  # autocast knows no meta tensors, and what is counted does not depend on values
         tokens = Tokens(torch.zeros(found.patches.shape), torch.zeros(found.prefix.shape), found.grid)
         here = sum(counted(lambda: module(tokens))[1:])
-        written = here if needs_token else sum(counted(lambda: as_written(module, tokens))[1:])
+        written = here if type(module).__name__ not in LANDSCAPE else sum(counted(lambda: as_written(module, tokens))[1:])
         rows.append(
             {
                 "pooling": pooling, "parameters": weights(backbone) + weights(module) + (backbone.dim + 1) * classes, "pooling_parameters": weights(module),

@@ -38,7 +38,7 @@ class Probe(nn.Module):
     def forward(self, tokens: Tensor) -> Tensor:
         """Tokens -> logits."""
         pooled = self.pooling(tokens)
-        return self.head(self.norm(pooled.vector)) if pooled.vectors is None else self.head(self.norm(pooled.vectors)).amax(dim=1)
+        return self.head(self.norm(pooled.vector)) if pooled.vectors is None or getattr(self.pooling, "reduce", "") != "max_logit" else self.head(self.norm(pooled.vectors)).amax(dim=1)
 
 
 def attentive(

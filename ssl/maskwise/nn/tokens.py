@@ -29,7 +29,7 @@ class Tokens:
 class Pooled:
     """What a pooling gives: vector [B, D], the attention [B, H, N] that made it (of k vectors [B, k, N]) or None.
 
-    vectors [B, k, D] or None: where they are given, a classifier takes for each class the largest of their k logits.
+    vectors [B, k, D] or None: with reduce=max_logit a classifier takes for each class the largest of their k logits.
     """
 
     vector: Tensor

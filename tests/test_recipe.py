@@ -103,11 +103,11 @@ def test_values_are_read_as_their_key_wants_them(recipe, line, key, value):
          "section teacher accepts momentum, momentum_end, temp, warmup_temp, warmup_temp_epochs"),
         ("train: {epochs: 5}", "  r.yaml:2: optimizer.warmup_epochs: the learning-rate warm-up (10 epochs) is longer than the run (train.epochs is 5); shorten it or lengthen the run"),
         ("trian: {epochs: 5}",
-         "r.yaml:2: trian.epochs: no section `trian`; did you mean `train`?; sections are seed, extends, data, crops, backbone, pooling, head, method, "
+         "r.yaml:2: trian.epochs: no section `trian`; did you mean `train`?; sections are seed, extends, data, crops, augment, backbone, pooling, head, classifier, method, "
          "masking, teacher, optimizer, train, evaluate, speed"),
         ("optimizer: {name: sgd, betas: [.9, .99]}",
-         "r.yaml:2: optimizer.betas: nothing reads this key; section optimizer accepts name, lr, min_lr, warmup_epochs, weight_decay, weight_decay_end, clip, "
-         "clip_mode, freeze_last_layer, momentum"),
+         "r.yaml:2: optimizer.betas: nothing reads this key; section optimizer accepts name, lr, lr_per, min_lr, warmup_epochs, warmup_lr, weight_decay, weight_decay_end, clip, "
+         "clip_mode, freeze_last_layer, momentum, nesterov"),
         ("pooling: cls\nbackbone: {class_token: false}",
          "r.yaml:2: pooling.name: `cls` needs a class token and backbone.class_token is false; use simpool, or keep the token"),
         ("optimizer: {min_lr: 1}", "r.yaml:2: optimizer.min_lr: 1 is above the peak learning rate 0.0005 (optimizer.lr x train.batch_size / 256); lower it"),

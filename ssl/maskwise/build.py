@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 
+from maskwise import labelled
 from maskwise.data import augment as colour
 from maskwise.data import bands, loader
 from maskwise.data.datasets import DATASETS
@@ -61,12 +62,13 @@ def encoder(recipe: Recipe, start: Start | None = None) -> Encoder:
     """The encoder before training: weights are a function of the recipe's seed, input statistics and table size those of `start`."""
     options = recipe.backbone.keywords()
     asked = options.pop("image_size", None)
-    size = start.image_size(asked) if start else asked or recipe.crops.global_size
+    size = start.image_size(asked) if start else asked or recipe.image_size
     pool = row(POOLINGS, "pooling", recipe.pooling.name)
     if options.get("class_token") is None and "cls_attention" not in pool.needs:
         options["class_token"] = False  # nobody would read it (pooling.md 1.6)
+    hides = not recipe.learns_labels and recipe.masking.name != "none"
     with draws.seeded(recipe.seed):
-        backbone = Backbone(recipe.backbone.name, image_size=size, mask_token=recipe.masking.name != "none", mean=recipe.data.mean, std=recipe.data.std, **options)
+        backbone = Backbone(recipe.backbone.name, image_size=size, mask_token=hides, mean=recipe.data.mean, std=recipe.data.std, **options)
         chosen = recipe.pooling.keywords()
         if recipe.pooling.name == "simpool" and chosen["weight_start"] is None and backbone.kind == "ResNet":
             chosen["weight_start"] = "uniform"  # its reference leaves linear layers at torch's start (pooling.md 1.6)
@@ -92,10 +94,15 @@ def start_of(recipe: Recipe, folder: Path | None = None, begun: dict | None = No
     return start
 
 
-def method(recipe: Recipe, world: World, start: Start | None = None):
-    """Student, teacher, head and masking as the recipe's method, with the weights of `start` where there is one."""
+def method(recipe: Recipe, world: World, start: Start | None = None, classes: int | None = None):
+    """Student, teacher, head and masking (or a classifier of so many classes) as the recipe's method, with the weights of `start` where there is one."""
     student = encoder(recipe, start)
     hasten(student.backbone, recipe, world.device)
+    if recipe.learns_labels:
+        built = labelled.method(recipe, student, classes)
+        if start and start.source:
+            start.fill(built, "fresh")
+        return built
     with draws.seeded(recipe.seed + 1):
         head = ProjectionHead(student.dim, **recipe.head.keywords())
     teacher, options = recipe.teacher, recipe.method.keywords()
@@ -140,44 +147,51 @@ def rounded_rows(recipe: Recipe, world: World, precision: str, patches: int) -> 
     return max(1, 2 * recipe.train.batch_size // world.size // recipe.train.accumulate * patches // 16)
 
 
-def trainer(recipe: Recipe, world: World | None = None, *, images: int | None = None, precision: str | None = None, start: Start | None = None) -> Trainer:
-    """Everything that one step needs; `.step(global_crops, local_crops)` does one.
+def trainer(
+    recipe: Recipe, world: World | None = None, *, images: int | None = None, classes: int | None = None, precision: str | None = None, start: Start | None = None,
+) -> Trainer:  # fmt: skip
+    """Everything that one step needs; `.step(global_crops, local_crops)` does one, or `.step(images, targets)` where labels are learnt.
 
-    `images` is the length of the training set, which gives the steps of an epoch (default: the recipe's dataset is opened);
-    `start` the model to continue from (default: the recipe's method.start_from is opened).
+    `images` is the length of the training set, which gives the steps of an epoch, and `classes` how many it has where they are learnt (default: the
+    recipe's dataset is opened); `start` the model to continue from (default: the recipe's method.start_from is opened).
     """
     start = start or start_of(recipe)
     world = world or World.start()
-    images = len(dataset(recipe)) if images is None else images
+    classes = classes or recipe.classifier.classes
+    if images is None or recipe.learns_labels and classes is None:
+        data = dataset(recipe)
+        images, classes = images or len(data), labelled.classes_of(recipe, data) if recipe.learns_labels else None
     steps_per_epoch = max(1, loader.steps_per_epoch(images, recipe.train.batch_size))
     total = recipe.train.steps or recipe.train.epochs * steps_per_epoch
     optimizer = recipe.optimizer
-    model = method(recipe, world, start).to(world.device)
+    model = method(recipe, world, start, classes).to(world.device)
     precision = precision or resolved_precision(recipe, world.device)
     if getattr(model, "pad_rows", None) == 1:
         grid = model.student.encoder.backbone.grid_for((recipe.crops.global_size,) * 2)
         model.pad_rows = rounded_rows(recipe, world, precision, grid[0] * grid[1])
     groups = parameter_groups(model)
     check_groups(model, groups)
+    momentum = recipe.teacher.momentum or 0.0
+    waits = start and not recipe.learns_labels  # a classifier is begun anew beside the encoder that it moves
     return Trainer(
         model,
         optimizer=make_optimizer(optimizer.name, groups, **optimizer.keywords()),
         world=world,
         lr=partial(
-            schedules.cosine, total=total, start=optimizer.lr * recipe.train.batch_size / 256, end=optimizer.min_lr,
-            warmup=min(total, round(optimizer.warmup_epochs * steps_per_epoch)),
+            schedules.cosine, total=total, start=optimizer.peak(recipe.train.batch_size), end=optimizer.min_lr,
+            warmup=min(total, round(optimizer.warmup_epochs * steps_per_epoch)), warmup_start=optimizer.warmup_lr,
         ),
         weight_decay=partial(schedules.cosine, total=total, start=optimizer.weight_decay, end=optimizer.weight_decay_end),
-        momentum=partial(schedules.cosine, total=total, start=recipe.teacher.momentum, end=recipe.teacher.momentum_end),
+        momentum=partial(schedules.cosine, total=total, start=momentum, end=momentum if recipe.learns_labels else recipe.teacher.momentum_end),
         steps_per_epoch=steps_per_epoch,
         total_steps=total,
         clip=optimizer.clip,
         clip_mode=optimizer.clip_mode,
-        freeze_last_layer=optimizer.freeze_last_layer,
+        freeze_last_layer=0 if recipe.learns_labels else optimizer.freeze_last_layer,
         precision=precision,
         accumulate=recipe.train.accumulate,
-        still=start.still([name for name, _ in model.named_parameters()]) if start else (),
-        still_steps=round(start.warmup_epochs(recipe.method.head_warmup_epochs, total / steps_per_epoch) * steps_per_epoch) if start else 0,
+        still=start.still([name for name, _ in model.named_parameters()]) if waits else (),
+        still_steps=round(start.warmup_epochs(recipe.method.head_warmup_epochs, total / steps_per_epoch) * steps_per_epoch) if waits else 0,
     )  # fmt: skip
 
 
@@ -209,6 +223,7 @@ def train(recipe: Recipe, out, *, quiet: bool = False) -> dict:
     begun = known_run(folder, recipe)
     data = dataset(recipe)
     check_run(recipe, len(data), int(os.environ.get("WORLD_SIZE", "1")))
+    classes = labelled.classes_of(recipe, data) if recipe.learns_labels else None
     test = labelled_test(recipe, data)
     if recipe.speed.threads:
         torch.set_num_threads(recipe.speed.threads)
@@ -218,7 +233,7 @@ def train(recipe: Recipe, out, *, quiet: bool = False) -> dict:
     try:
         precision = begun.get("precision") or resolved_precision(recipe, world.device)
         start = start_of(recipe, folder, begun)
-        running = trainer(recipe, world, images=len(data), precision=precision, start=start)
+        running = trainer(recipe, world, images=len(data), classes=classes, precision=precision, start=start)
         prepare_folder(folder)
         if world.is_main and not begun:
             write_run(folder, recipe, world, precision, len(data), start)
@@ -227,7 +242,7 @@ def train(recipe: Recipe, out, *, quiet: bool = False) -> dict:
         teacher = running.method.teacher.encoder
         checkpoints = Checkpoints(
             folder, recipe.train.keep, encoder_spec=teacher.spec(), world=world, say=journal.say,
-            meta={"recipe": recipe.resolved_yaml(), "recipe_hash": recipe.hash(), "commit": commit()},
+            meta={"recipe": recipe.resolved_yaml(), "recipe_hash": recipe.hash(), "commit": commit(), **labelled.about(classes, data)},
         )  # fmt: skip
         per_epoch = running.steps_per_epoch
         if world.is_main and not (folder / "checkpoints" / f"step_{running.total_steps:08d}").is_dir():
@@ -239,14 +254,14 @@ def train(recipe: Recipe, out, *, quiet: bool = False) -> dict:
         result = fit(
             running,
             partial(stream, recipe, world, data, running.total_steps),
-            partial(float_crops, teacher),
+            inputs(recipe, running),
             journal,
             checkpoints,
             evaluations(recipe, data, test, world),
             log_every=recipe.train.log_every,
             save_every=recipe.train.save_every or per_epoch,
-            evaluate_every={"knn": recipe.evaluate.knn_every * per_epoch, **{one.name: one.every * per_epoch for one in scheduled(recipe.evaluate.also)}},
-            pictures=partial(masks_picture, teacher) if recipe.evaluate.pictures_every else None,
+            evaluate_every={"knn": recipe.evaluate.knn_every * per_epoch, "top1": recipe.evaluate.top1_every * per_epoch, **{one.name: one.every * per_epoch for one in scheduled(recipe.evaluate.also)}},
+            pictures=partial(masks_picture, teacher) if recipe.evaluate.pictures_every and not recipe.learns_labels else None,
             pictures_every=recipe.evaluate.pictures_every * per_epoch,
             evaluate_first=("knn",) if start else (),
         )  # fmt: skip
@@ -255,10 +270,20 @@ def train(recipe: Recipe, out, *, quiet: bool = False) -> dict:
         world.close()
 
 
+def views(recipe: Recipe):
+    """What the loader makes of an image."""
+    return labelled.views(recipe) if recipe.learns_labels else MultiCrop(**recipe.crops.keywords(), seed=recipe.seed)
+
+
+def inputs(recipe: Recipe, running: Trainer):
+    """The callable that makes of a batch what a step takes: floats, on the batch's device."""
+    return labelled.inputs(recipe, running) if recipe.learns_labels else partial(float_crops, running.method.teacher.encoder)
+
+
 def stream(recipe: Recipe, world: World, data, total_steps: int, start: int):
     """This rank's batches of a run from step `start` on."""
     return loader.batches(
-        data, MultiCrop(**recipe.crops.keywords(), seed=recipe.seed), batch_size=recipe.train.batch_size, rank=world.rank, world_size=world.size,
+        data, views(recipe), repeats=recipe.augment.repeats, batch_size=recipe.train.batch_size, rank=world.rank, world_size=world.size,
         seed=recipe.seed, start_step=start, total_steps=total_steps, workers=workers(recipe, world), pin_memory=world.device.type == "cuda",
         cache=recipe.speed.cache, corrupt_share=recipe.data.corrupt_ceiling, decoder=recipe.data.decoder, jpeg_scaling=recipe.data.jpeg_scaling,
     )  # fmt: skip
@@ -267,8 +292,9 @@ def stream(recipe: Recipe, world: World, data, total_steps: int, start: int):
 def opening(recipe: Recipe, running: Trainer, data, begun: dict, folder: Path) -> str:
     """The line a run begins with."""
     verb = "continuing" if begun else "starting"
+    what = f"{running.method.student.head.classes} classes" if recipe.learns_labels else f"masking {recipe.masking.name}"
     return (
-        f"{verb} {folder}: {recipe.method.name}, masking {recipe.masking.name}, {recipe.backbone.name}, {len(data)} images, "
+        f"{verb} {folder}: {recipe.method.name}, {what}, {recipe.backbone.name}, {len(data)} images, "
         f"{running.total_steps} steps of {recipe.train.batch_size}, {running.precision} on {running.world.size} x {running.world.device.type}"
     )
 
@@ -297,9 +323,12 @@ def masks_picture(teacher: Encoder, model, batch) -> dict:
 
 def labelled_test(recipe: Recipe, bank):
     """The test images of the evaluations on the way, None where the recipe wants none; raises UserError where labels are missing."""
+    scored = recipe.learns_labels and recipe.evaluate.top1_every
     key = "knn_every" if recipe.evaluate.knn_every else "also"
-    test = dataset(recipe, "test") if recipe.evaluate.knn_every or recipe.evaluate.also else None
-    if test is not None:
+    test = dataset(recipe, "test") if recipe.evaluate.knn_every or recipe.evaluate.also or scored else None
+    if test is not None and scored:
+        labelled.check_test(bank, test)
+    elif test is not None:
         for role, found in (("training", bank), ("test", test)):
             if found.labels is None:
                 off = "=0" if key == "knn_every" else "=null"
@@ -310,6 +339,8 @@ def labelled_test(recipe: Recipe, bank):
 def evaluations(recipe: Recipe, bank, test, world: World) -> dict:
     """What is measured on the way, by the name of its report: callable(method) -> Report on the teacher's encoder."""
     chosen = {}
+    if test is not None and recipe.learns_labels and recipe.evaluate.top1_every:
+        chosen["top1"] = partial(labelled.accuracy, test, world)
     if test is not None and recipe.evaluate.knn_every:
         chosen["knn"] = partial(of_teacher, "knn", bank, recipe.evaluate.limit_bank, test, None, world, {"k": recipe.evaluate.k})
     for one in scheduled(recipe.evaluate.also):

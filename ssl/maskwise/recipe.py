@@ -66,8 +66,36 @@ class Crops(Section):
 
 
 @dataclass(frozen=True)
+class Augment(Section):
+    """Images and targets of supervised training (pooling.md 5.2), with timm's arithmetic; size in pixels, scale as share of the area.
+
+    policy: RandAugment, AutoAugment or AugMix as timm writes it (null: colour jitter); splits: views of an image, the first without the
+    policy, and with spare_first without erasing; repeats: how often an image comes in a batch; mixup and cutmix: concentrations
+    of their Beta distributions (0: off), with both CutMix is taken mix_switch of the time; smoothing: of the labels.
+    """
+
+    size: int = 224
+    scale: tuple[float, float] = (0.08, 1.0)
+    ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    flip: float = 0.5
+    interpolation: Literal["bicubic", "bilinear", "random"] = "bicubic"
+    policy: Optional[str] = None
+    jitter: float = 0.4
+    splits: int = 1
+    erasing: float = 0.0
+    erasing_mode: Literal["pixel", "rand", "const"] = "pixel"
+    spare_first: bool = False
+    repeats: int = 1
+    mixup: float = 0.0
+    cutmix: float = 0.0
+    mix_prob: float = 1.0
+    mix_switch: float = 0.5
+    smoothing: float = 0.1
+
+
+@dataclass(frozen=True)
 class BackboneSection(Section):
-    """A timm name and the arguments of `nn.Backbone`; image_size null means crops.global_size."""
+    """A timm name and the arguments of `nn.Backbone`; image_size null means crops.global_size, or augment.size."""
 
     name: str = "vit_small_patch16_224"
     arguments: Mapping[str, Any] = field(default_factory=dict)
@@ -96,6 +124,15 @@ class Head(Section):
 
 
 @dataclass(frozen=True)
+class ClassifierSection(Section):
+    """A row of CLASSIFIERS and its arguments; classes null means those of the training images."""
+
+    name: str = "linear"
+    classes: Optional[int] = None
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class MethodSection(Section):
     """A row of METHODS and its arguments; temperatures of the teacher are in section teacher.
 
@@ -120,9 +157,10 @@ class MaskingSection(Section):
 
 @dataclass(frozen=True)
 class Teacher(Section):
-    """Momentum (cosine per step) and temperatures (per epoch) of the teacher (attmask.md 1.6)."""
+    """Momentum (cosine per step) and temperatures (per epoch) of the teacher (attmask.md 1.6); with labels the teacher is the
+    average of the weights by a constant momentum, null: the weights themselves."""
 
-    momentum: float = 0.996
+    momentum: Optional[float] = 0.996
     momentum_end: float = 1.0
     temp: float = 0.07
     warmup_temp: float = 0.04
@@ -133,18 +171,24 @@ class Teacher(Section):
 
 @dataclass(frozen=True)
 class Optimizer(Section):
-    """The optimizer; lr is per 256 images of the global batch, min_lr is not scaled; clip null or 0 is off; freeze in epochs."""
+    """The optimizer; lr is per lr_per images of the global batch (null: it is absolute), min_lr and warmup_lr are not scaled; clip null or 0 is off; freeze in epochs."""
 
     name: str = "adamw"
     lr: float = 5e-4
+    lr_per: Optional[int] = 256
     min_lr: float = 1e-6
     warmup_epochs: float = 10.0
+    warmup_lr: float = 0.0
     weight_decay: float = 0.04
     weight_decay_end: float = 0.4
     clip: Optional[float] = 3.0
     clip_mode: Literal["tensor", "global"] = "tensor"
     freeze_last_layer: int = 1
     arguments: Mapping[str, Any] = field(default_factory=dict)
+
+    def peak(self, batch_size: int) -> float:
+        """The learning rate that the schedule reaches."""
+        return self.lr * (1 if self.lr_per is None else batch_size / self.lr_per)
 
 
 @dataclass(frozen=True)
@@ -164,10 +208,12 @@ class Train(Section):
 
 @dataclass(frozen=True)
 class Evaluate(Section):
-    """The k-NN on the way, every knn_every epochs and at the end (0: never, and so without test images); `also` any other evaluation, a
+    """The k-NN on the way, every knn_every epochs and at the end (0: never, and so without test images); top1_every: the accuracy
+    of what learns labels, likewise; `also` any other evaluation, a
     line each: `linear every=10 limit_train=5000 preset=simpool epochs=20` (every in epochs, 0: only at the end); pictures_every in epochs (0: never)."""
 
     knn_every: int = 10
+    top1_every: int = 1
     k: tuple[int, ...] = (10, 20, 100, 200)
     limit_bank: Optional[int] = None
     also: Optional[tuple[str, ...]] = None
@@ -192,8 +238,8 @@ class Speed(Section):
 
 
 SECTIONS = {
-    "data": Data, "crops": Crops, "backbone": BackboneSection, "pooling": PoolingSection, "head": Head, "method": MethodSection,
-    "masking": MaskingSection, "teacher": Teacher, "optimizer": Optimizer, "train": Train, "evaluate": Evaluate, "speed": Speed,
+    "data": Data, "crops": Crops, "augment": Augment, "backbone": BackboneSection, "pooling": PoolingSection, "head": Head,
+    "classifier": ClassifierSection, "method": MethodSection, "masking": MaskingSection, "teacher": Teacher, "optimizer": Optimizer, "train": Train, "evaluate": Evaluate, "speed": Speed,
 }  # fmt: skip
 
 
@@ -204,9 +250,11 @@ class Recipe:
     seed: int = 0
     data: Data = field(default_factory=Data)
     crops: Crops = field(default_factory=Crops)
+    augment: Augment = field(default_factory=Augment)
     backbone: BackboneSection = field(default_factory=BackboneSection)
     pooling: PoolingSection = field(default_factory=PoolingSection)
     head: Head = field(default_factory=Head)
+    classifier: ClassifierSection = field(default_factory=ClassifierSection)
     method: MethodSection = field(default_factory=MethodSection)
     masking: MaskingSection = field(default_factory=MaskingSection)
     teacher: Teacher = field(default_factory=Teacher)
@@ -217,6 +265,16 @@ class Recipe:
     source: str = field(default="", compare=False)
     values: Mapping[str, Any] = field(default_factory=dict, repr=False, compare=False)
     origins: Mapping[str, str] = field(default_factory=dict, repr=False, compare=False)
+
+    @property
+    def learns_labels(self) -> bool:
+        """Whether the method learns labels: then sections augment and classifier are read in place of crops, head and masking."""
+        return "augment.size" in self.values
+
+    @property
+    def image_size(self) -> int:
+        """Pixels of a side of the images that the encoder is trained on."""
+        return self.augment.size if self.learns_labels else self.crops.global_size
 
     def origin(self, key: str) -> str:
         """Where the value of a dotted key was written: `file:line`, `command line` or `default`."""
@@ -289,11 +347,11 @@ def read_recipe(path: str | Path, *overrides: str, try_model: bool = True) -> Re
             written = [entries[key].origin for key in keys_said if key in entries]
             named = "" if why.startswith(f"{keys_said[0]}.") else f"{keys_said[0]}: "
             mistakes.append(f"{written[0] if written else source}: {named}{why}")
-    if not mistakes and values["evaluate.knn_every"] and not has_test(values):
-        if "evaluate.knn_every" in entries:
-            text = "k-NN needs labelled test images; give data.test_path or data.test_split, or 0"
-            mistakes = [f"{entries['evaluate.knn_every'].origin}: evaluate.knn_every: {text}"]
-        values["evaluate.knn_every"] = 0
+    for key, what in (("evaluate.knn_every", "k-NN"), ("evaluate.top1_every", "the accuracy")):
+        if not mistakes and values.get(key) and not has_test(values):
+            if key in entries:
+                mistakes = [f"{entries[key].origin}: {key}: {what} needs labelled test images; give data.test_path or data.test_split, or 0"]
+            values[key] = 0
     if not mistakes and values["evaluate.also"]:
         try:
             scheduled(values["evaluate.also"])
@@ -324,10 +382,12 @@ def check_run(recipe: Recipe, images: int, world_size: int) -> None:
     if batch // world_size % recipe.train.accumulate:
         share = "" if world_size == 1 else f" / {world_size} ranks"
         raise UserError(f"train.batch_size {batch}{share} does not divide into train.accumulate={recipe.train.accumulate} micro-batches; give a divisor")
+    if (recipe.augment.mixup or recipe.augment.cutmix) and batch // world_size % 2:
+        raise UserError(f"train.batch_size {batch} leaves {batch // world_size} images to a rank, which cannot be mixed in pairs; give train.batch_size={batch + world_size}")
     if recipe.train.steps is not None:
         epochs = recipe.train.steps / (images // batch)
         for key, what in (("optimizer.warmup_epochs", "learning-rate"), ("teacher.warmup_temp_epochs", "temperature")):
-            if recipe.values[key] > math.ceil(epochs):
+            if recipe.values.get(key, 0) > math.ceil(epochs):
                 length = f"train.steps={recipe.train.steps} is {epochs:.3g} epochs of {images} images"
                 raise UserError(f"{key}: the {what} warm-up ({recipe.values[key]:g} epochs) is longer than the run ({length}); shorten it or lengthen the run")
 

@@ -9,7 +9,7 @@ import inspect
 import re
 import types
 import typing
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 from maskwise.functional.errors import UserError
 from maskwise.recipe_text import Misread
@@ -28,8 +28,9 @@ SUPPLIED = {
     "pooling": {"dim"},
     "method": {
         "encoder", "head", "masking", "all_sum", "world_size", "seed", "teacher_temp", "warmup_teacher_temp",
-        "warmup_teacher_temp_epochs", "patch_temp", "warmup_patch_temp", "warmup_patch_temp_epochs",
+        "warmup_teacher_temp_epochs", "patch_temp", "warmup_patch_temp", "warmup_patch_temp_epochs", "classifier", "splits", "average",
     },
+    "classifier": {"encoder", "classes"},
     "masking": {"seed"},
     "optimizer": {"params", "lr", "weight_decay"},
 }  # fmt: skip
@@ -42,7 +43,8 @@ KINDS = {
     "backbone.image_size": Size, "backbone.patch_size": Size, "backbone.class_token": typing.Optional[bool],
     "backbone.position": typing.Literal["offset", "size", "offset_always"], "backbone.weights": typing.Optional[str],
     "method.targets": typing.Literal["centering", "sinkhorn"], "method.patch_loss": typing.Literal["image", "token"],
-    "method.pixel_loss": typing.Literal["l1", "l2"],
+    "method.pixel_loss": typing.Literal["l1", "l2"], "method.loss": typing.Literal["softmax", "bce"], "method.bce_threshold": typing.Optional[float],
+    "optimizer.max_grad_norm": typing.Optional[float],
     "masking.ratio": Ratio, "masking.var": Ratio, "masking.ratio_per": typing.Literal["step", "view"], "optimizer.betas": tuple[float, float],
     "pooling.gamma": typing.Optional[float], "pooling.min_scope": typing.Literal["image", "batch"],
     "pooling.variant": typing.Literal["paper", "released"], "pooling.reduce": typing.Literal["max_logit", "concat_project", "max_feature", "mean"],
@@ -50,19 +52,27 @@ KINDS = {
     "pooling.keys": typing.Literal["tokens+pixels", "pixels"], "pooling.similarity": typing.Literal["dot", "euclidean", "cosine"], "pooling.normalise": typing.Literal["softmax", "sigmoid"],
 }  # fmt: skip
 DEFAULTS = {"backbone.drop_path": 0.1}
+# what a method that learns labels does not read, and what only such a one reads; and defaults that are its own
+UNLABELLED = (
+    "crops.", "head.", "masking.", "teacher.momentum_end", "teacher.temp", "teacher.warmup_temp", "teacher.warmup_temp_epochs", "teacher.patch_temp",
+    "teacher.warmup_patch_temp", "optimizer.freeze_last_layer", "evaluate.pictures_every", "method.start_head", "method.head_warmup_epochs",
+)  # fmt: skip
+LABELLED = ("augment.", "classifier.", "evaluate.top1_every")
+LABELLED_DEFAULTS = {"teacher.momentum": None, "evaluate.knn_every": 0, "optimizer.min_lr": 0.0, "optimizer.clip": None}
 
 # what a number may be, and the keys that it holds for; a list's every entry
 PIXELS_AT_MOST = 178_956_970  # where Pillow itself takes an image for a decompression bomb
 BOUNDS = {
     "at least 0": (
         lambda v: v >= 0,
-        """seed crops.local_number crops.jitter crops.blur_sigma method.lambda1 method.lambda2 method.pixel_weight method.start_epoch method.head_warmup_epochs teacher.warmup_temp_epochs
-        optimizer.min_lr optimizer.warmup_epochs optimizer.weight_decay optimizer.weight_decay_end optimizer.clip optimizer.freeze_last_layer
-        evaluate.knn_every evaluate.pictures_every speed.workers pooling.tolerance""",
+        """seed crops.local_number crops.jitter augment.jitter augment.mixup augment.cutmix crops.blur_sigma method.lambda1 method.lambda2 method.pixel_weight
+        method.start_epoch method.jsd_weight method.head_warmup_epochs teacher.warmup_temp_epochs optimizer.min_lr optimizer.warmup_lr optimizer.warmup_epochs
+        optimizer.weight_decay optimizer.weight_decay_end optimizer.clip optimizer.freeze_last_layer evaluate.knn_every evaluate.top1_every
+        evaluate.pictures_every speed.workers pooling.tolerance""",
     ),
     "at least 1": (
         lambda v: v >= 1,
-        """data.per_class data.count data.size crops.global_size crops.local_size backbone.image_size backbone.patch_size backbone.depth
+        """data.per_class data.count data.size augment.size augment.splits augment.repeats classifier.classes optimizer.lr_per crops.global_size crops.local_size backbone.image_size backbone.patch_size backbone.depth
         backbone.embed_dim backbone.num_heads head.prototypes head.hidden head.bottleneck head.layers head.patch_prototypes train.epochs train.steps
         train.batch_size train.accumulate train.log_every train.save_every train.keep evaluate.k evaluate.limit_bank speed.threads
         pooling.num_heads pooling.groups pooling.tokens pooling.gram_width pooling.gram_groups pooling.embed pooling.mlp_groups pooling.k pooling.iterations pooling.layers pooling.blocks""",
@@ -75,11 +85,11 @@ BOUNDS = {
     ),
     "from 0 to 1": (
         lambda v: 0 <= v <= 1,
-        """data.corrupt_ceiling crops.flip crops.jitter_prob crops.grey_prob crops.blur_prob crops.solarize_prob method.center_momentum
+        """data.corrupt_ceiling augment.flip augment.erasing augment.mix_prob augment.mix_switch method.bce_threshold crops.flip crops.jitter_prob crops.grey_prob crops.blur_prob crops.solarize_prob method.center_momentum
         masking.ratio masking.var masking.prob masking.show_max teacher.momentum teacher.momentum_end""",
     ),
-    "above 0 and at most 1": (lambda v: 0 < v <= 1, "crops.global_scale crops.local_scale evaluate.crop_pct"),
-    "from 0 to below 1": (lambda v: 0 <= v < 1, "backbone.drop_path optimizer.momentum optimizer.betas"),
+    "above 0 and at most 1": (lambda v: 0 < v <= 1, "augment.scale crops.global_scale crops.local_scale evaluate.crop_pct"),
+    "from 0 to below 1": (lambda v: 0 <= v < 1, "backbone.drop_path augment.smoothing optimizer.momentum optimizer.betas classifier.dropout"),
 }
 
 
@@ -102,9 +112,9 @@ def tables() -> dict[str, dict[str, type]]:
     from maskwise.engine.optim import OPTIMIZERS
     from maskwise.methods import METHODS
     from maskwise.methods.masking import MASKINGS
-    from maskwise.nn import POOLINGS
+    from maskwise.nn import CLASSIFIERS, POOLINGS
 
-    return {"data": DATASETS, "pooling": POOLINGS, "method": METHODS, "masking": MASKINGS, "optimizer": OPTIMIZERS}
+    return {"data": DATASETS, "pooling": POOLINGS, "classifier": CLASSIFIERS, "method": METHODS, "masking": MASKINGS, "optimizer": OPTIMIZERS}
 
 
 def named(section: str, name: str) -> type:
@@ -210,6 +220,8 @@ def schema(sections: dict[str, type], names: dict[str, str]) -> tuple[dict[str, 
             classes[section] = named(section, names[section])
         except Unknown as error:
             unknown[section] = str(error)
+    labelled = getattr(classes.get("method"), "learns_labels", False)
+    absent = UNLABELLED if labelled else LABELLED
     reads = {section: parameters_of(cls)[0] for section, cls in classes.items()}
     method_reads = reads.get("method", {"patch_temp", "warmup_patch_temp", "lambda2"})
     data_reads = reads.get("data", {"path", "split"})
@@ -228,7 +240,10 @@ def schema(sections: dict[str, type], names: dict[str, str]) -> tuple[dict[str, 
             own = constructor_keys(section, classes[section])
             passed = timm_keys(names[section]) if section == "backbone" else {}
             keys.update({f"{section}.{name}": key for name, key in {**own, **{name: passed[name] for name in passed if name not in own}}.items()})
-    return keys, unknown
+    keys = {dotted: key for dotted, key in keys.items() if not (dotted in absent or f"{dotted.partition('.')[0]}." in absent)}
+    for dotted, default in LABELLED_DEFAULTS.items() if labelled else ():
+        keys[dotted] = replace(keys[dotted], default=default)
+    return keys, {section: why for section, why in unknown.items() if f"{section}." not in absent}
 
 
 def check_bounds(key: str, value) -> None:
@@ -254,6 +269,8 @@ def unread(key: str, keys: dict[str, Key], sections) -> str:
     if section not in sections:
         return f"no section `{section}`{nearest(section, sections)}; sections are seed, extends, {', '.join(sections)}"
     here = [each.partition(".")[2] for each in keys if each.startswith(section + ".")]
+    if not here:
+        return "method supervised alone reads this section; leave it out" if f"{section}." in LABELLED else f"method supervised does not read section {section}; leave it out"
     homes = [each for each in keys if each.partition(".")[2] == name]
     near = nearest(name, here) or (f"; did you mean `{homes[0]}`?" if homes else "")
     listed = [each for each in here if keys[f"{section}.{each}"].default is not UNSET]
@@ -268,19 +285,21 @@ def contradictions(values: dict[str, object]) -> list[tuple[str, str]]:
     epochs = get("train.epochs")
     if get("train.steps") is None:
         for key, what in (("optimizer.warmup_epochs", "the learning-rate warm-up"), ("teacher.warmup_temp_epochs", "the temperature warm-up")):
-            if get(key) > epochs:
+            if get(key, 0) > epochs:
                 text = f"{what} ({get(key):g} epochs) is longer than the run (train.epochs is {epochs}); shorten it or lengthen the run"
                 found.append((f"{key} train.epochs", text))
         if get("method.start_epoch", 0) >= epochs:
             text = f"masking would start at epoch {get('method.start_epoch')} of a run of {epochs}; start it earlier"
             found.append(("method.start_epoch train.epochs", text))
     found += start_contradictions(values)
-    peak = get("optimizer.lr") * get("train.batch_size") / 256
-    if get("optimizer.min_lr") > peak:
-        text = f"{get('optimizer.min_lr'):g} is above the peak learning rate {peak:g} (optimizer.lr x train.batch_size / 256); lower it"
-        found.append(("optimizer.min_lr optimizer.lr train.batch_size", text))
-    for key in ("crops.global_scale", "crops.local_scale", "crops.blur_sigma"):
-        low, high = get(key)
+    per = get("optimizer.lr_per")
+    peak = get("optimizer.lr") * (get("train.batch_size") / per if per else 1)
+    for key in ("optimizer.min_lr", "optimizer.warmup_lr"):
+        if get(key) > peak:
+            text = f"{get(key):g} is above the peak learning rate {peak:g} (optimizer.lr{f' x train.batch_size / {per}' if per else ''}); lower it"
+            found.append((f"{key} optimizer.lr train.batch_size", text))
+    for key in ("crops.global_scale", "crops.local_scale", "crops.blur_sigma", "augment.scale", "augment.ratio"):
+        low, high = get(key, (0, 0))
         if low > high:
             found.append((key, f"runs from low to high, not [{low}, {high}]"))
     mean, std = get("data.mean"), get("data.std")
@@ -290,14 +309,29 @@ def contradictions(values: dict[str, object]) -> list[tuple[str, str]]:
         found.append(("data.std data.mean", "must be above 0 in every channel, and there is at least one"))
     elif mean is not None and len(mean) != 3 and get("data.name") == "shapes":
         found.append(("data.mean data.name", "`shapes` are pictures of three channels; give three numbers, or leave it out"))
-    return found + patch_contradictions(values) + masking_contradictions(values)
+    return found + patch_contradictions(values) + (label_contradictions(values) if "augment.size" in values else masking_contradictions(values))
+
+
+def label_contradictions(values) -> list[tuple[str, str]]:
+    """What views, mixing and losses of labels ask of one another."""
+    found = []
+    if values["augment.splits"] > 1 and (values["augment.mixup"] or values["augment.cutmix"]):
+        key = "augment.mixup" if values["augment.mixup"] else "augment.cutmix"
+        found.append((f"{key} augment.splits", "several views of an image are not mixed with others; give 0, or augment.splits=1"))
+    if values["augment.spare_first"] and values["augment.splits"] == 1:
+        found.append(("augment.spare_first augment.splits", "the first view is the only one; give augment.splits=3, or false"))
+    if values.get("method.jsd_weight") and values["augment.splits"] == 1:
+        found.append(("method.jsd_weight augment.splits", "compares views of an image and there is one; give augment.splits=3, or 0"))
+    if values.get("method.bce_threshold") is not None and values.get("method.loss") != "bce":
+        found.append(("method.bce_threshold method.loss", "is read with method.loss=bce only; leave it out"))
+    return found
 
 
 def start_contradictions(values) -> list[tuple[str, str]]:
     """Keys that only a start model gives a meaning to, and what it cannot stand beside."""
     if values.get("method.start_from") is None:
         keys = {"method.head_warmup_epochs": None, "method.start_head": "auto"}
-        return [(f"{key} method.start_from", "nothing to continue from; give method.start_from, or leave this out") for key, usual in keys.items() if values.get(key) != usual]
+        return [(f"{key} method.start_from", "nothing to continue from; give method.start_from, or leave this out") for key, usual in keys.items() if values.get(key, usual) != usual]
     found = []
     warmup = values.get("method.head_warmup_epochs") or 0
     if values.get("train.steps") is None and warmup >= values["train.epochs"]:
@@ -314,8 +348,8 @@ def patch_contradictions(values) -> list[tuple[str, str]]:
     if patch is None:
         inside = re.search(r"patch(\d+)", values["backbone.name"])
         patch = int(inside.group(1)) if inside else 1
-    sizes = {key: values[key] for key in ("crops.global_size", "crops.local_size", "backbone.image_size") if values.get(key)}
-    if values["crops.local_number"] == 0:
+    sizes = {key: values[key] for key in ("augment.size", "crops.global_size", "crops.local_size", "backbone.image_size") if values.get(key)}
+    if values.get("crops.local_number") == 0:
         del sizes["crops.local_size"]
     found = []
     for key, size in sizes.items():
@@ -332,6 +366,8 @@ def masking_contradictions(values) -> list[tuple[str, str]]:
     from maskwise.nn.pooling import with_attention
 
     found = []
+    if values["teacher.momentum"] is None:
+        found.append(("teacher.momentum", "the teacher learns as the moving average of the student; give a momentum such as 0.996"))
     ratio, var = (each if isinstance(each, tuple) else (each,) for each in (values.get("masking.ratio"), values.get("masking.var")))
     if None not in (*ratio, *var):
         if len(ratio) != len(var):
@@ -353,27 +389,31 @@ def unbuildable(values: dict[str, object]) -> list[tuple[str, str]]:
     """What the model's parts say of their arguments, asked without memory or random numbers; as `contradictions` tells it."""
     import torch
 
-    from maskwise.nn import ProjectionHead
+    from maskwise.nn import Encoder, ProjectionHead
 
-    arguments: dict[str, dict[str, object]] = {section: {} for section in ("backbone", "pooling", "head")}
+    arguments: dict[str, dict[str, object]] = {section: {} for section in ("backbone", "pooling", "head", "classifier")}
     for key, value in values.items():
         section, _, name = key.partition(".")
-        if section in arguments and key not in ("backbone.name", "backbone.weights", "pooling.name", "pooling.norm"):
+        if section in arguments and key not in ("backbone.name", "backbone.weights", "pooling.name", "pooling.norm", "classifier.name", "classifier.classes"):
             arguments[section][name] = value
     arguments["backbone"].update(mean=values.get("data.mean"), std=values.get("data.std"))
-    arguments["backbone"]["image_size"] = values.get("backbone.image_size") or values["crops.global_size"]
-    arguments["backbone"]["mask_token"] = values["masking.name"] != "none"
+    arguments["backbone"]["image_size"] = values.get("backbone.image_size") or values.get("augment.size") or values["crops.global_size"]
+    arguments["backbone"]["mask_token"] = values.get("masking.name", "none") != "none"
     section = "backbone"
     try:
         with torch.device("meta"):
             backbone = named("backbone", values["backbone.name"])(values["backbone.name"], **arguments["backbone"])
-            for size in ("global", "local")[: 1 + (values["crops.local_number"] > 0)]:
-                backbone.check_size((values[f"crops.{size}_size"],) * 2)
-            width = backbone.dim
+            for size in (values.get("augment.size") or values["crops.global_size"], values.get("crops.local_number") and values["crops.local_size"]):
+                if size:
+                    backbone.check_size((size, size))
             section = "pooling"
-            named("pooling", values["pooling.name"])(width, **arguments["pooling"])
+            pooling = named("pooling", values["pooling.name"])(backbone.dim, **arguments["pooling"])
             section = "head"
-            ProjectionHead(width, **arguments["head"])
+            if "classifier.name" not in values:
+                ProjectionHead(backbone.dim, **arguments["head"])
+                return []
+            section = "classifier"
+            named(section, values["classifier.name"])(Encoder(backbone, pooling, norm=values["pooling.norm"]), values["classifier.classes"] or 2, **arguments[section])
     except (UserError, KeyError) as error:
         text = f"timm knows no layer {error}" if isinstance(error, KeyError) else str(error)
         inside = [key for key in values if key.startswith(section + ".")]

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 import os
 from pathlib import Path
 
 import torch
 
+from maskwise import labelled
 from maskwise.build import dataset, encoder
 from maskwise.data.datasets import DATASETS
 from maskwise.distributed.world import World
@@ -47,6 +49,11 @@ def handed(key: str, value):
     return layouts.load(value) if key == "guide" else value
 
 
+def takes_classifier(name: str) -> bool:
+    """Whether an evaluation scores a classifier, such as the one that a supervised run has learnt."""
+    return "classifier" in inspect.signature(EVALUATIONS[name]).parameters
+
+
 def evaluate(name: str, model, *, train=None, test=None, world: World | None = None, **options) -> Report:
     """Run an evaluation on an encoder, or on what `maskwise.load` accepts; train and test are folders or datasets.
 
@@ -73,6 +80,8 @@ def evaluate(name: str, model, *, train=None, test=None, world: World | None = N
     loaded = isinstance(model, (str, Path))
     ours = World.start() if world is None and (loaded or os.environ.get("WORLD_SIZE", "1") != "1") else None
     world = world or ours or World()
+    if loaded and takes_classifier(name) and options.get("probe") is None and (trained := labelled.classifier_of(model, built)) is not None:
+        options["classifier"] = trained.to(world.device)
     try:
         report = EVALUATIONS[name](built.to(world.device) if loaded else built, data, world, **options)
         if loaded and Path(model).is_dir() and world.is_main:

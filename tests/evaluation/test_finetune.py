@@ -56,10 +56,11 @@ def test_ranks_mix_the_same_pairs():
     halves = [list(make(rank, 2).epoch(1, torch.device("cpu"))) for rank in (0, 1)]
     assert len(whole) == len(halves[0]) == 2
     for step, (images, targets, places) in enumerate(whole):
-        order = torch.cat([half[step][2] for half in halves]).argsort()
-        assert torch.equal(torch.cat([half[step][2] for half in halves])[order], places)
-        assert torch.equal(torch.cat([half[step][0] for half in halves])[order], images)
-        assert torch.allclose(torch.cat([half[step][1] for half in halves])[order], targets) and torch.allclose(targets.sum(1), torch.ones(8))
+        order, all_places = torch.cat([half[step][2] for half in halves]).argsort(), places.argsort()
+        assert torch.equal(places[all_places], torch.cat([half[step][2] for half in halves])[order])
+        assert (places.view(-1, 2).sum(dim=1) == places.min() + places.max()).all(), "timm's pairs"
+        assert torch.equal(torch.cat([half[step][0] for half in halves])[order], images[all_places])
+        assert torch.allclose(torch.cat([half[step][1] for half in halves])[order], targets[all_places]) and torch.allclose(targets.sum(1), torch.ones(8))
 
 
 def test_batches_are_keyed_and_draw_nothing_else():

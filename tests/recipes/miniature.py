@@ -30,8 +30,12 @@ def resolved(name: str) -> Recipe:
 
 
 def sizes(name: str) -> tuple[str, ...]:
-    """What makes a recipe's model small."""
-    return MAP_SIZES.get(resolved(name).backbone.name.partition("_")[0].rstrip("0123456789"), SIZES)
+    """What makes a recipe's model small; what learns labels has one crop and no head."""
+    found = MAP_SIZES.get(resolved(name).backbone.name.partition("_")[0].rstrip("0123456789"), SIZES)
+    if not resolved(name).learns_labels:
+        return found
+    kept = [word.replace("crops.global_size", "augment.size") for word in found if not word.startswith(("crops.local", "head.", "evaluate."))]
+    return (*kept, "evaluate.top1_every=0", "evaluate.knn_every=0")
 
 
 def miniature(name: str, *more: str) -> Recipe:

@@ -9,7 +9,6 @@ from recipes.miniature import IMAGES, RECIPES, SIZES, miniature, resolved
 
 from maskwise import build
 from maskwise.data import loader
-from maskwise.data.multicrop import MultiCrop
 from maskwise.recipe import SHIPPED, read_recipe
 from maskwise.recipe_schema import tables
 from maskwise.recipe_text import header
@@ -32,7 +31,7 @@ def test_its_resolved_text_reads_back_equal(name, tmp_path):
     (tmp_path / "recipe.yaml").write_text(first.resolved_yaml())
     again = read_recipe(tmp_path, try_model=False)
     assert again == first and again.values == first.values and again.hash() == first.hash() and first.diff(again) == []
-    assert {"seed", "data.name", "train.epochs", "masking.name"} <= set(first.values)
+    assert {"seed", "data.name", "train.epochs", "augment.size" if first.learns_labels else "masking.name"} <= set(first.values)
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -76,13 +75,13 @@ def test_it_takes_two_steps_in_miniature(name):
     data = build.dataset(recipe)
     trainer = build.trainer(recipe, images=len(data), precision="fp32")
     start = {key: value.clone() for key, value in trainer.method.state_dict().items()}
-    crops = MultiCrop(**recipe.crops.keywords(), seed=recipe.seed)
-    seen = []
-    for batch in loader.batches(data, crops, batch_size=8, seed=recipe.seed, total_steps=2):
-        seen.append(trainer.step(*build.float_crops(trainer.method.teacher.encoder, batch), batch.index))
+    inputs, seen = build.inputs(recipe, trainer), []
+    for batch in loader.batches(data, build.views(recipe), batch_size=8, seed=recipe.seed, total_steps=2, repeats=recipe.augment.repeats):
+        seen.append(trainer.step(*inputs(batch), batch.index))
         without = [name for name, p in trainer.method.named_parameters() if p.requires_grad and p.grad is None and "last_layer" not in name]
         assert not without, "a parameter without a gradient would stop DDP"
     assert trainer.step_index == 2 and all(bool(each["ok"]) and torch.isfinite(each["loss"]) for each in seen)
-    assert any(each["mask_share"] > 0 for each in seen) == (recipe.masking.name != "none" and not recipe.method.keywords().get("start_epoch"))
+    hides = not recipe.learns_labels and recipe.masking.name != "none" and not recipe.method.keywords().get("start_epoch")
+    assert any(each.get("mask_share", 0) > 0 for each in seen) == hides
     moved = [key for key, value in trainer.method.state_dict().items() if not torch.equal(value, start[key])]
     assert any(key.startswith("student.") for key in moved) and any(key.startswith("teacher.") for key in moved)

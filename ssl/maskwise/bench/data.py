@@ -44,6 +44,8 @@ def run(options) -> dict:
     from maskwise.recipe import read_recipe
 
     recipe = read_recipe(options.recipe, *options.overrides)
+    if recipe.learns_labels:
+        raise UserError(f"bench data times multi-crop, and {options.recipe} learns labels from one crop: `maskwise bench train` times it whole")
     folder = Path(options.images) if options.images else natural_jpegs()
     data, crops, device = Folder(folder), MultiCrop(**recipe.crops.keywords(), seed=recipe.seed), torch.device(options.device)
     if options.batch > len(data):

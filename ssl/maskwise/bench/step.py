@@ -43,6 +43,10 @@ def baselines(against: str | None) -> list[str]:
 
 def run(options) -> dict:
     """Let the contenders take turns (ours, baselines, baselines, ours, ...) -> what was measured, JSON-able."""
+    from maskwise.recipe import read_recipe
+
+    if read_recipe(options.recipe, *options.overrides, try_model=False).learns_labels:
+        raise UserError(f"bench step times a student and a teacher, and {options.recipe} learns labels: `maskwise bench train` times it whole")
     overrides = [*options.overrides, f"train.batch_size={options.batch}", "evaluate.knn_every=0", "optimizer.warmup_epochs=0"]
     kinds = ["ours", *baselines(options.against)]
     if len(kinds) > 1:

@@ -29,7 +29,6 @@ def run(options) -> dict:
     from maskwise import build
     from maskwise.bench import machine, parts
     from maskwise.data.decoders import resolved
-    from maskwise.data.multicrop import MultiCrop
     from maskwise.data.reader import Decoded
     from maskwise.distributed.world import World
     from maskwise.engine.loop import ahead
@@ -45,7 +44,7 @@ def run(options) -> dict:
     data = build.dataset(recipe)
     check_run(recipe, len(data), world.size)
     trainer = build.trainer(recipe, world, images=len(data))
-    teacher, steps = trainer.method.teacher.encoder, options.steps
+    inputs, steps = build.inputs(recipe, trainer), options.steps
     clock = parts.Clock(world.device)
     rate = machine.matmul_rate(world.device, torch.bfloat16 if trainer.precision == "bf16" else torch.float32)
     batches = ahead(build.stream(recipe, world, data, 2 * steps + 3, 0), world.device)
@@ -56,7 +55,7 @@ def run(options) -> dict:
             batch, ids = next(batches)
             waited = time.perf_counter() - begin
         with clock.part("colour"):
-            crops = build.float_crops(teacher, batch)
+            crops = inputs(batch)
         trainer.step(*crops, sample_ids=ids)
         return waited
 
@@ -74,13 +73,13 @@ def run(options) -> dict:
             step()
     by_part = {name: clock.seconds.get(name, 0.0) / steps for name in PARTS}
     counts = parts.count(step)
-    reader, crop = Decoded(data, resolved(recipe.data.decoder)), MultiCrop(**recipe.crops.keywords(), seed=recipe.seed)
+    reader, crop = Decoded(data, resolved(recipe.data.decoder)), build.views(recipe)
     alone = {"decode": [], "crops": []}
     for i in range(min(options.images, len(data))):
         begin = time.perf_counter()
         image = reader.image(i)
         middle = time.perf_counter()
-        crop(image, sample=i, epoch=0)
+        crop.batch([image], [i], 0)
         alone["decode"].append(middle - begin)
         alone["crops"].append(time.perf_counter() - middle)
     per_step, images = statistics.median(seconds), recipe.train.batch_size

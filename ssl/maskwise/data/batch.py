@@ -76,11 +76,30 @@ def box_reach(sigma: float) -> int:
 
 
 @dataclass(frozen=True)
+class Erased:
+    """Rectangles to be erased: rows int64 [m] of the crops, boxes int64 [m, 4] (top, left, height, width), keys int64 [m] of what is put there."""
+
+    rows: torch.Tensor
+    boxes: torch.Tensor
+    keys: torch.Tensor
+
+    def each(self, move) -> "Erased":
+        """Apply `move` to every tensor."""
+        return Erased(move(self.rows), move(self.boxes), move(self.keys))
+
+
+@dataclass(frozen=True)
 class Params:
-    """Colour parameters of the global and of the local crops of a batch, rows as the crops."""
+    """Colour parameters of the global and of the local crops of a batch, rows as the crops; what is erased of the global ones."""
 
     global_: Colours
     local_: Colours
+    erased: Erased | None = None
+
+    def each(self, move) -> "Params":
+        """Apply `move` to every tensor."""
+        erased = None if self.erased is None else self.erased.each(move)
+        return Params(self.global_.planned().each(move), self.local_.planned().each(move), erased)
 
 
 @dataclass(frozen=True)
@@ -88,7 +107,7 @@ class Batch:
     """Crops of B images, crop-major: rows 0..B-1 are view 0 of every image.
 
     global_crops uint8 [2B, 3, S, S]; local_crops uint8 [L*B, 3, s, s]; params: Params; labels int64 [B] or None;
-    index int64 [B]: the samples drawn, which key all randomness; corrupt: name -> reason of the files among them
+    index int64 [B]: the samples drawn, which key all randomness; step: the step of the run that it is for; corrupt: name -> reason of the files among them
     that could not be read; replaced: how many of the B show the next readable image instead.
     """
 
@@ -99,16 +118,16 @@ class Batch:
     index: torch.Tensor
     corrupt: dict = field(default_factory=dict)
     replaced: int = 0
+    step: int = 0
 
     def __len__(self) -> int:
         return len(self.index)
 
     def each(self, move) -> "Batch":
         """Apply `move` to every tensor."""
-        params = Params(self.params.global_.planned().each(move), self.params.local_.planned().each(move))
         labels = None if self.labels is None else move(self.labels)
-        return Batch(move(self.global_crops), move(self.local_crops), params, labels, move(self.index),
-                     self.corrupt, self.replaced)
+        return replace(self, global_crops=move(self.global_crops), local_crops=move(self.local_crops), params=self.params.each(move),
+                       labels=labels, index=move(self.index))
 
     def to(self, device) -> "Batch":
         """The batch on a device; copies from pinned memory do not block."""

@@ -20,14 +20,27 @@ def steps_per_epoch(count: int, batch_size: int) -> int:
     return count // batch_size
 
 
+def epoch_order(seed: int, epoch: int, count: int, batch_size: int, repeats: int = 1) -> torch.Tensor:
+    """The samples of an epoch in the order of its batches -> int64; with repeats copy k of image i is the sample i + k * count.
+
+    A repeated epoch sees count / repeats images, the copies of one in the same batch (Hoffer et al. 2020; timm's sampler), and neighbours
+    in a batch, which mixing pairs, are places half a batch apart, so that no copy meets its like.
+    """
+    order = draws.order(seed, epoch, count)
+    if repeats == 1:
+        return order
+    samples = (order[:, None] + count * torch.arange(repeats)).flatten()[:steps_per_epoch(count, batch_size) * batch_size]
+    return samples if batch_size % 2 else samples.view(-1, 2, batch_size // 2).transpose(1, 2).flatten()
+
+
 def batches(dataset, multicrop, *, batch_size: int, rank: int = 0, world_size: int = 1, seed: int = 0,
-            start_step: int = 0, total_steps: int, workers: int = 0, pin_memory: bool = False,
+            start_step: int = 0, total_steps: int, workers: int = 0, pin_memory: bool = False, repeats: int = 1,
             cache: str = "auto", corrupt_share: float = 0.01, decoder: str = "auto", jpeg_scaling: bool = False) -> "Batches":
     """Iterate over this rank's `Batch` of every step in [start_step, total_steps).
 
     batch_size is that of all ranks together: step s takes order(seed, epoch)[s*B : (s+1)*B] of its epoch and rank
-    r the r-th part of it. One set of workers lives for the whole run. An unreadable image is replaced by the next
-    readable one and reported; `corrupt_share` is for whoever judges how many are too many (engine/bad_images.py).
+    r the r-th part of it; `repeats` takes each image so often (`epoch_order`). One set of workers lives for the whole run. An unreadable
+    image is replaced by the next readable one and reported; `corrupt_share` is for whoever judges how many are too many (engine/bad_images.py).
     cache: "auto" keeps decoded images in memory where all processes together need less than 1 GiB, "none" never.
     decoder: of JPEGs (`decoders.NAMES`). jpeg_scaling: decode a JPEG at 1/2, 1/4 or 1/8 of its size where every view of
     it is still made smaller after that; nothing is kept in memory then.
@@ -46,7 +59,7 @@ def batches(dataset, multicrop, *, batch_size: int, rank: int = 0, world_size: i
     dataset = Decoded(dataset, decoder)
     if cache == "auto" and not jpeg_scaling:
         dataset = remembered(dataset, processes=max(1, workers))
-    steps = Steps(dataset, multicrop, batch_size, rank, world_size, seed, jpeg_scaling)
+    steps = Steps(dataset, multicrop, batch_size, rank, world_size, seed, jpeg_scaling, repeats)
     return Batches(steps, range(start_step, total_steps), workers, pin_memory, corrupt_share)
 
 
@@ -118,35 +131,33 @@ class Steps(Dataset):
     buffers: list[torch.Tensor] = []
     key = -1
 
-    def __init__(self, dataset, multicrop, batch_size: int, rank: int, world_size: int, seed: int, jpeg_scaling: bool = False):
-        self.dataset, self.multicrop, self.jpeg_scaling = dataset, multicrop, jpeg_scaling
+    def __init__(self, dataset, multicrop, batch_size: int, rank: int, world_size: int, seed: int, jpeg_scaling: bool = False, repeats: int = 1):
+        self.dataset, self.multicrop, self.jpeg_scaling, self.repeats = dataset, multicrop, jpeg_scaling, repeats
         self.batch_size, self.rank, self.world_size, self.seed = batch_size, rank, world_size, seed
         self._order = (None, None)
 
     def bytes_per_batch(self) -> int:
         """Bytes of the crops of one batch of this rank."""
-        crops = self.multicrop
-        pixels = 2 * crops.global_size**2 + crops.local_number * crops.local_size**2
-        return 3 * pixels * self.batch_size // self.world_size
+        return 3 * self.multicrop.pixels * self.batch_size // self.world_size
 
     def __getitem__(self, item: tuple[int, int | None]) -> "Batch | Packed | UserError":
         step, slot = item
         epoch, place = divmod(step, steps_per_epoch(len(self.dataset), self.batch_size))
         if self._order[0] != epoch:
-            self._order = (epoch, draws.order(self.seed, epoch, len(self.dataset)))
+            self._order = (epoch, epoch_order(self.seed, epoch, len(self.dataset), self.batch_size, self.repeats))
         share = self.batch_size // self.world_size
         first = place * self.batch_size + self.rank * share
         index = self._order[1][first:first + share].clone()
         reader = Reader(self.dataset, self._shrink(index, epoch) if self.jpeg_scaling else None)
         empty = torch.empty if slot is None else Room(self.buffers[slot])
         try:
-            images = map(reader, range(share), index.tolist())
+            images = map(reader, range(share), (index % len(self.dataset)).tolist())
             global_crops, local_crops, params = self.multicrop.batch(images, index, epoch, empty)
         except UserError as error:  # handed over as a value: a worker's exception would arrive as a traceback
             return error
         labels = self.dataset.labels
         labels = None if labels is None else labels[torch.tensor(reader.read)]
-        batch = Batch(global_crops, local_crops, params, labels, index, reader.corrupt, reader.replaced)
+        batch = Batch(global_crops, local_crops, params, labels, index, reader.corrupt, reader.replaced, step)
         return batch if get_worker_info() is None else Packed.of(batch, self.key, slot)
 
     def _shrink(self, index: torch.Tensor, epoch: int):

@@ -29,7 +29,7 @@ class Shrunk:
 
 
 class MultiCrop:
-    """Two global and L local views of an image, every choice keyed by (seed, epoch, sample, view) (attmask.md 3).
+    """Two global (or `global_number`, 1 or 2) and L local views of an image, every choice keyed by (seed, epoch, sample, view) (attmask.md 3).
 
     Sizes in pixels; `scale` is the share of the image's area, `ratio` width over height; `jitter` the strengths of
     brightness, contrast, saturation, hue; blur_prob for the first global, the second global and the local views;
@@ -39,7 +39,7 @@ class MultiCrop:
     def __init__(self, *, global_size=224, local_size=96, local_number=10, global_scale=(0.25, 1.0),
                  local_scale=(0.05, 0.25), ratio=(3 / 4, 4 / 3), flip=0.5, jitter=(0.4, 0.4, 0.2, 0.1),
                  jitter_prob=0.8, grey_prob=0.2, blur_prob=(1.0, 0.1, 0.5), blur_sigma=(0.1, 2.0),
-                 solarize_prob=0.2, seed=0):
+                 solarize_prob=0.2, seed=0, global_number=2):
         for name, size in (("global_size", global_size), ("local_size", local_size)):
             if size < 1:
                 raise UserError(f"crops.{name} is {size}; it must be at least 1 pixel")
@@ -59,14 +59,15 @@ class MultiCrop:
         if len(blur_prob) != 3:
             raise UserError(f"crops.blur_prob is {list(blur_prob)}; it takes three: first global, second global, local")
         self.global_size, self.local_size, self.local_number = global_size, local_size, local_number
-        self.views = 2 + local_number
+        self.global_number = global_number
+        self.views = global_number + local_number
         self.seed = seed
         self.flip, self.jitter_prob, self.grey_prob = flip, jitter_prob, grey_prob
         self.blur_sigma = blur_sigma
-        self.scale = np.array([global_scale] * 2 + [local_scale] * local_number)
+        self.scale = np.array([global_scale] * global_number + [local_scale] * local_number)
         self.ratio = ratio
-        self.blur_prob = torch.tensor([blur_prob[0], blur_prob[1]] + [blur_prob[2]] * local_number)
-        self.solarize_prob = torch.tensor([0.0, solarize_prob] + [0.0] * local_number)
+        self.blur_prob = torch.tensor([*blur_prob[:global_number]] + [blur_prob[2]] * local_number)
+        self.solarize_prob = torch.tensor([0.0, solarize_prob][:global_number] + [0.0] * local_number)
         strength = torch.tensor(jitter, dtype=torch.float64)
         middle = torch.tensor([1.0, 1.0, 1.0, 0.0], dtype=torch.float64)
         floor = torch.tensor([0.0, 0.0, 0.0, -1.0], dtype=torch.float64)
@@ -105,12 +106,17 @@ class MultiCrop:
             top, left = np.where(found, top, (height - h) // 2), np.where(found, left, (width - w) // 2)
         return np.stack([top, left, h, w], -1), uniforms[..., 2 * TRIES + 2] < self.flip
 
+    @property
+    def pixels(self) -> int:
+        """Pixels of all views of one image."""
+        return self.global_number * self.global_size**2 + self.local_number * self.local_size**2
+
     def shrink(self, boxes: np.ndarray) -> int:
         """The largest of 1, 2, 4, 8 by which an image may be shrunk while decoded, so that no view of it is enlarged by that.
 
         boxes: int64 [V, 4] in whole pixels of the image.
         """
-        sizes = np.array([self.global_size] * 2 + [self.local_size] * self.local_number)
+        sizes = np.array([self.global_size] * self.global_number + [self.local_size] * self.local_number)
         room = (boxes[:, 2:].min(1) // sizes).min()
         return max(k for k in (1, 2, 4, 8) if k <= max(room, 1))
 
@@ -144,7 +150,7 @@ class MultiCrop:
                 like = held[0].pixels if isinstance(held[0], Shrunk) else held[0]
                 global_crops, local_crops = (
                     empty(number * count, size, size, len(like), dtype=like.dtype).permute(0, 3, 1, 2)
-                    for number, size in ((2, self.global_size), (self.local_number, self.local_size))
+                    for number, size in ((self.global_number, self.global_size), (self.local_number, self.local_size))
                 )
                 targets = [*global_crops.split(1), *local_crops.split(1)]
             sizes = [image.size if isinstance(image, Shrunk) else image.shape[1:] for image in held]
@@ -156,7 +162,8 @@ class MultiCrop:
                 for target, box, flip in zip(targets[i::count], own.tolist(), flipped):
                     resized_crop(pixels, box, flip, target)
         colours = self.colours(samples, epoch)
-        params = Params(colours[:2 * count].planned(), colours[2 * count:].planned())
+        first = self.global_number * count
+        params = Params(colours[:first].planned(), colours[first:].planned())
         return global_crops, local_crops, params
 
     def __call__(self, image: torch.Tensor, *, sample: int, epoch: int) -> tuple[torch.Tensor, torch.Tensor, Params]:
@@ -186,8 +193,8 @@ def channels_last(image: torch.Tensor) -> torch.Tensor:
     return image.permute(1, 2, 0).contiguous()[None].permute(0, 3, 1, 2)  # this order, so that the stride of the batch is H * W * 3
 
 
-def resized_crop(pixels: torch.Tensor, box, flip: bool, out: torch.Tensor) -> torch.Tensor:
-    """Write the box (top, left, height, width) of uint8 [1, 3, H, W], resized by antialiased bicubic, into uint8 [1, 3, S, S].
+def resized_crop(pixels: torch.Tensor, box, flip: bool, out: torch.Tensor, mode: str = "bicubic") -> torch.Tensor:
+    """Write the box (top, left, height, width) of uint8 [1, 3, H, W], resized by antialiased bicubic (or bilinear), into uint8 [1, 3, S, S].
 
     Rows first or columns first as Pillow 13 chooses (measured): the value in between is rounded and clipped, so at
     sharp edges the order is worth up to a dozen grey levels. Earlier Pillow always took rows first, as torch does.
@@ -196,9 +203,9 @@ def resized_crop(pixels: torch.Tensor, box, flip: bool, out: torch.Tensor) -> to
     size = out.shape[2]
     view = pixels[:, :, top:top + height, left:left + width]
     if pixels.dtype == torch.uint16:  # torch resizes no uint16
-        view = F.interpolate(view.float(), size=(size, size), mode="bicubic", antialias=True).round_().clamp_(0, 65535)
+        view = F.interpolate(view.float(), size=(size, size), mode=mode, antialias=True).round_().clamp_(0, 65535)
         return out.copy_(view.flip(-1) if flip else view)
     if height > size and 2 * width < height + size:
-        view = F.interpolate(view, size=(size, width), mode="bicubic", antialias=True)
-    view = F.interpolate(view, size=(size, size), mode="bicubic", antialias=True)
+        view = F.interpolate(view, size=(size, width), mode=mode, antialias=True)
+    view = F.interpolate(view, size=(size, size), mode=mode, antialias=True)
     return out.copy_(view.flip(-1) if flip else view)

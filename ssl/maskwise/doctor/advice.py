@@ -16,6 +16,8 @@ def advice(recipe: Recipe, images: int) -> list[str]:
     per_epoch = max(1, images // batch)
     steps = recipe.train.steps or recipe.train.epochs * per_epoch
     epochs = steps / per_epoch
+    if recipe.learns_labels:
+        return smooth(images, per_epoch)
     return [*momentum(recipe, batch, steps), *rate(recipe, batch), *temperature(recipe, epochs), *data(recipe, images, batch, per_epoch, steps)]
 
 
@@ -74,9 +76,7 @@ def temperature(recipe: Recipe, epochs: float) -> list[str]:
 
 def data(recipe: Recipe, images: int, batch: int, per_epoch: int, steps: int) -> list[str]:
     """Batch, prototypes and the frozen last layer against the number of images."""
-    lines = []
-    if per_epoch < 20 and images // 50 >= 8:
-        lines.append(f"{per_epoch} steps an epoch: schedules in epochs move in leaps; a smaller train.batch_size (such as {images // 50}) makes them smoother")
+    lines = smooth(images, per_epoch)
     if recipe.head.prototypes > images:
         lines.append(f"head.prototypes {recipe.head.prototypes} for {images} images: more kinds than images; {max(64, 2 ** int(math.log2(max(64, images // 8))))} is enough (published: 8192 for 1.28 million)")
     frozen = recipe.optimizer.freeze_last_layer * per_epoch
@@ -85,3 +85,10 @@ def data(recipe: Recipe, images: int, batch: int, per_epoch: int, steps: int) ->
     if not recipe.head.norm_last_layer and images < 100_000:
         lines.append("head.norm_last_layer=true is the steadier choice for small data (false is the published choice for ViT-S on ImageNet; DINO's own help warns that it can be unstable)")
     return lines
+
+
+def smooth(images: int, per_epoch: int) -> list[str]:
+    """The steps of an epoch."""
+    if per_epoch >= 20 or images // 50 < 8:
+        return []
+    return [f"{per_epoch} steps an epoch: schedules in epochs move in leaps; a smaller train.batch_size (such as {images // 50}) makes them smoother"]

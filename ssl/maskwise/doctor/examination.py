@@ -11,13 +11,12 @@ import torch
 from maskwise import build
 from maskwise.data import loader
 from maskwise.data.batch import Batch
-from maskwise.data.multicrop import MultiCrop
 from maskwise.distributed.world import World
 from maskwise.doctor.machine import GIB, Peak, free_memory
 from maskwise.functional.errors import UserError
 from maskwise.recipe import Recipe, check_run
 
-IMAGENET = 1_281_167  # images, where there are none to count
+IMAGENET, CLASSES = 1_281_167, 1000  # images and their classes, where there are none to count
 STEPS = 3  # of each size; the first warms up
 MARGIN = 0.7  # of the free memory that the examination itself may take
 
@@ -70,14 +69,14 @@ def examine(recipe: Recipe, seconds: float = 10.0, world: World | None = None) -
     check_run(recipe, count, 1)
     share = max(1, recipe.train.batch_size // world.size)
     peak = Peak(world.device)
-    running = build.trainer(recipe, world, images=count)
-    encoder = running.method.teacher.encoder
+    running = build.trainer(recipe, world, images=count, classes=None if images is not None or not recipe.learns_labels else CLASSES)
+    encoder, inputs = running.method.teacher.encoder, build.inputs(recipe, running)
     sizes = {}
     start, size = time.perf_counter(), min(2, share)
     while True:
         try:
             batch, loading = loaded(recipe, images, size, seconds / 4, build.workers(recipe, world)) if images is not None else (noise(recipe, size, encoder), None)
-            spent = stepped(running, encoder, batch.to(world.device), world.device)
+            spent = stepped(running, inputs, batch.to(world.device), world.device)
         except torch.OutOfMemoryError:
             if not sizes:
                 raise UserError(f"not even {size} images of this recipe fit into the {free_memory(world.device) / GIB:.1f} GiB that are free; choose a smaller backbone or smaller crops") from None
@@ -118,7 +117,7 @@ def loaded(recipe: Recipe, images, size: int, limit: float, workers: int) -> tup
     Images are decoded as in a run's first epoch: nothing is remembered from a batch to the next.
     """
     stream = loader.batches(
-        images, MultiCrop(**recipe.crops.keywords(), seed=recipe.seed), batch_size=size, seed=recipe.seed, total_steps=10_000,
+        images, build.views(recipe), repeats=recipe.augment.repeats, batch_size=size, seed=recipe.seed, total_steps=10_000,
         workers=workers, cache="none", corrupt_share=1.0, decoder=recipe.data.decoder, jpeg_scaling=recipe.data.jpeg_scaling,
     )  # fmt: skip
     with contextlib.closing(stream):
@@ -134,19 +133,19 @@ def loaded(recipe: Recipe, images, size: int, limit: float, workers: int) -> tup
 
 def noise(recipe: Recipe, size: int, encoder) -> Batch:
     """A batch of random pixels with the recipe's own views, where there are no images."""
-    crops = MultiCrop(**recipe.crops.keywords(), seed=recipe.seed)
+    crops = build.views(recipe)
     pictures = [torch.randint(0, 256, (len(encoder.mean), 256, 256), dtype=torch.uint8, generator=torch.Generator().manual_seed(k)) for k in range(size)]
     first, local, params = crops.batch(pictures, list(range(size)), 0)
-    return Batch(first, local, params, None, torch.arange(size))
+    return Batch(first, local, params, torch.zeros(size, dtype=torch.int64), torch.arange(size))
 
 
-def stepped(running, encoder, batch: Batch, device: torch.device) -> float:
+def stepped(running, inputs, batch: Batch, device: torch.device) -> float:
     """Seconds of a step as a run does it, colour included: the better of two after one that warms up."""
     times = []
     for _ in range(STEPS):
         finished(device)
         start = time.perf_counter()
-        running.step(*build.float_crops(encoder, batch), sample_ids=batch.index)
+        running.step(*inputs(batch), sample_ids=batch.index)
         finished(device)
         times.append(time.perf_counter() - start)
     return min(times[1:])

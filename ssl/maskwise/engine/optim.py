@@ -5,6 +5,7 @@ from collections.abc import Iterable, Mapping
 import torch
 from torch import Tensor, nn
 
+from maskwise.engine.lamb import LAMB
 from maskwise.functional import average
 from maskwise.functional.errors import UserError
 
@@ -12,14 +13,14 @@ FUSED_DEVICES = {"cpu", "cuda", "xpu", "mps"}
 
 
 class SGD(torch.optim.Optimizer):
-    """Heavy-ball gradient descent, mu <- momentum mu + d, p <- p - lr mu (attmask.md 1.10).
+    """Heavy-ball gradient descent, mu <- momentum mu + d, p <- p - lr mu (attmask.md 1.10), or with `nesterov` p <- p - lr (momentum mu + d).
 
     Unlike torch's own it starts mu at zero, so a first step that is skipped leaves it defined; set `found_inf`
     (0-dim, 1.0 = skip) before `step` and neither weights nor mu move, without a read by the host.
     """
 
-    def __init__(self, params, lr: float = 0.0, weight_decay: float = 0.0, momentum: float = 0.9):
-        super().__init__(params, dict(lr=lr, weight_decay=weight_decay, momentum=momentum))
+    def __init__(self, params, lr: float = 0.0, weight_decay: float = 0.0, momentum: float = 0.9, nesterov: bool = False):
+        super().__init__(params, dict(lr=lr, weight_decay=weight_decay, momentum=momentum, nesterov=nesterov))
 
     def direction(self, parameter: Tensor, group: dict) -> Tensor:
         """Return what is added to the momentum buffer, shaped like the parameter."""
@@ -41,14 +42,16 @@ class SGD(torch.optim.Optimizer):
                 if "mu" not in state:
                     state["mu"] = torch.zeros_like(parameter)
                 mu = state["mu"]
-                moved = mu * group["momentum"] + self.direction(parameter, group)
+                direction = self.direction(parameter, group)
+                moved = mu * group["momentum"] + direction
+                way = moved * group["momentum"] + direction if group.get("nesterov") else moved
                 if found_inf is None:
                     mu.copy_(moved)
-                    parameter.sub_(mu * group["lr"])
+                    parameter.sub_(way * group["lr"])
                 else:
                     skip = found_inf.to(mu.device) > 0
                     mu.copy_(torch.where(skip, mu, moved))
-                    parameter.copy_(torch.where(skip, parameter, parameter - mu * group["lr"]))
+                    parameter.copy_(torch.where(skip, parameter, parameter - way * group["lr"]))
         return loss
 
 
@@ -82,7 +85,7 @@ def adamw(params, lr: float = 0.0, weight_decay: float = 0.0, betas: tuple[float
     return torch.optim.AdamW(groups, lr=lr, weight_decay=weight_decay, betas=tuple(betas), eps=eps, fused=fused)
 
 
-OPTIMIZERS = {"adamw": adamw, "sgd": SGD, "lars": LARS}
+OPTIMIZERS = {"adamw": adamw, "sgd": SGD, "lars": LARS, "lamb": LAMB}
 
 
 def make_optimizer(name: str, groups: list[dict], **options) -> torch.optim.Optimizer:
@@ -98,14 +101,15 @@ def make_optimizer(name: str, groups: list[dict], **options) -> torch.optim.Opti
 def parameter_groups(module: nn.Module) -> list[dict]:
     """Return two groups of `module`'s trainable parameters: decayed, then not (1-D tensors and names ending in `.bias`).
 
-    Tokens, position tables and weight-norm gains of shape [K, 1] are decayed, as in the references (attmask.md 1.9).
-    Each group holds "params", "names" and "weight_decay_on". Raises UserError if nothing is trainable.
+    Tokens, position tables and weight-norm gains of shape [K, 1] are decayed, as in the references (attmask.md 1.9), unless the
+    module names them in `undecayed` by the last part of their names. Each group holds "params", "names" and "weight_decay_on". Raises UserError if nothing is trainable.
     """
     decayed = {"params": [], "names": [], "weight_decay_on": True}
     plain = {"params": [], "names": [], "weight_decay_on": False, "weight_decay": 0.0}
+    spared = getattr(module, "undecayed", ())
     for name, parameter in module.named_parameters():
         if parameter.requires_grad:
-            group = plain if name.endswith(".bias") or parameter.ndim == 1 else decayed
+            group = plain if name.endswith(".bias") or parameter.ndim == 1 or name.rpartition(".")[2] in spared else decayed
             group["params"].append(parameter)
             group["names"].append(name)
     groups = [decayed, plain]

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from maskwise.distributed.world import World
+from maskwise.engine.lamb import LAMB
 from maskwise.engine.optim import SGD, clip_global_, clip_per_tensor_
 from maskwise.functional.errors import UserError
 
@@ -16,7 +17,7 @@ class Trainer:
     """A method with its optimizer and schedules; `.step` does one full step and `.step_index` counts them.
 
     `method` is a module called with (global_crops, local_crops, *, step, epoch, sample_ids) that returns a dict with
-    `loss`, and has `update_teacher(momentum, ok)`. `lr`, `weight_decay` and `momentum` map the step index to a number
+    `loss`, and has `update_teacher(momentum, ok)`; one that learns labels takes (images, targets) in their place. `lr`, `weight_decay` and `momentum` map the step index to a number
     (attmask.md 1.6); weight decay is set in the groups whose `weight_decay_on` is true. `clip` is the largest gradient
     norm per tensor or, with `clip_mode="global"`, of all together (None: off). While epoch < `freeze_last_layer` no
     tensor named `last_layer` moves, and in the first `still_steps` steps no parameter named in `still`. `precision` is fp32 or bf16 (autocast).
@@ -52,8 +53,8 @@ class Trainer:
     def step(self, global_crops: Tensor, local_crops: Tensor | None = None, sample_ids: Tensor | None = None) -> dict[str, Tensor]:
         """One full step on this rank's crops; returns detached 0-dim tensors and does not wait for a GPU.
 
-        `global_crops` [2B,3,S,S] and `local_crops` [LB,3,s,s] are crop-major, normalised floats or uint8;
-        `sample_ids` [B], on the host, are dataset indices (default: position in the global batch). A step whose loss or reduced
+        `global_crops` [2B,3,S,S] and `local_crops` [LB,3,s,s] are crop-major, normalised floats or uint8 (of a method with `views`:
+        images [views*B,3,S,S] and its other input, floats, one row a sample); `sample_ids` [B], on the host, are dataset indices (default: position in the global batch). A step whose loss or reduced
         gradients are not finite on any rank moves no weight, moment, buffer, teacher or center; it is counted in
         `.skipped` and the schedules go on. Order: attmask.md 1.7, 1.8.
         """
@@ -64,7 +65,7 @@ class Trainer:
                 group["weight_decay"] = self.weight_decay(step)
         crops = [self._floats(crops) for crops in (global_crops, local_crops)]
         if sample_ids is None:
-            images = len(global_crops) // 2
+            images = len(global_crops) // getattr(self.method, "views", 2)
             sample_ids = torch.arange(images) + self.world.rank * images
         statistics = [buffer.clone() for buffer in self.statistics]
         self.optimizer.zero_grad(set_to_none=True)
@@ -118,8 +119,8 @@ class Trainer:
     def _losses(self, global_crops, local_crops, sample_ids, when: dict) -> dict[str, Tensor]:
         """Losses, detached, and their gradients, over all micro-batches of this rank."""
         parts = micro_batches(global_crops, local_crops, sample_ids, self.accumulate)
-        lessons = [{}]
-        if len(parts) > 1:
+        lessons = [{}] * len(parts)
+        if len(parts) > 1 and hasattr(self.method, "teach"):
             with self._precision():
                 taught = [self.method.teach(*crops, **when, sample_ids=ids) for *crops, ids in parts]
                 lessons = [{"lesson": lesson} for lesson in self.method.agree(taught, when["epoch"])]
@@ -194,4 +195,4 @@ def step_if(ok: Tensor, optimizer: torch.optim.Optimizer) -> None:
 def heeds_found_inf(optimizer: torch.optim.Optimizer) -> bool:
     """Whether a step with `optimizer.found_inf` = 1 leaves every weight and moment alone."""
     fused_adam = isinstance(optimizer, (torch.optim.Adam, torch.optim.AdamW)) and bool(optimizer.defaults.get("fused"))
-    return fused_adam or isinstance(optimizer, SGD)
+    return fused_adam or isinstance(optimizer, (SGD, LAMB))

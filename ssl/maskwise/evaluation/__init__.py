@@ -2,6 +2,7 @@
 
 from maskwise.evaluation import (
     analysis, attentive, background, clustering, copy_detection, few_shot, finetune, knn, linear, logistic, masked, recall, retrieval, robustness,
+    top1,
 )  # fmt: skip
 
 EVALUATIONS = {
@@ -19,4 +20,5 @@ EVALUATIONS = {
     "recall": recall.recall,
     "retrieval": retrieval.retrieval,
     "copy_detection": copy_detection.copy_detection,
+    "top1": top1.top1,
 }

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from maskwise.evaluation import features
 from maskwise.functional.errors import UserError
+from maskwise.nn.tokens import Features
 from maskwise.nn.weights import read_tensors, strip_prefixes
 
 
@@ -38,6 +39,25 @@ class Classifier(nn.Module):
         """Normalised images [B, 3, H, W] -> logits [B, C]."""
         found = self.encoder(images, **{key: value for key, value in features.requests((self.feature,)).items() if value or key == "attention"})
         return self.head(features.rows_of(self.feature, found, self.prefix).float())
+
+
+class Logits(nn.Module):
+    """An encoder and a classifier (nn.CLASSIFIERS) as one encoder, whose pooled vector is the logits: images [B, 3, H, W] -> Features(pooled [B, C], ...)."""
+
+    def __init__(self, encoder: nn.Module, classifier: nn.Module):
+        super().__init__()
+        self.encoder, self.classifier = encoder, classifier
+        self.mean, self.std, self.image_size, self.dim = encoder.mean, encoder.std, encoder.image_size, classifier.classes
+
+    @property
+    def transform(self):
+        """What makes an image file's pixels an input."""
+        return self.encoder.transform
+
+    def forward(self, images: Tensor, *, attention: bool = False, layers: tuple[int, ...] = ()) -> Features:
+        """Normalised images [B, 3, H, W] -> Features; neither attention nor layers are those of anything here."""
+        seen = self.encoder(images, attention=False, layers=self.classifier.layers)
+        return Features(self.classifier(seen).float(), seen.patches, None, seen.grid)
 
 
 def save_classifier(head: nn.Linear, feature: str, path: str | Path) -> Path:

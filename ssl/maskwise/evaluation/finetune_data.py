@@ -5,23 +5,23 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import torch
-import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
 from maskwise.data.decode import CorruptImage
+from maskwise.data.mixing import STREAM, Mixing
 from maskwise.functional import draws
 from maskwise.functional.errors import UserError
 
-AUGMENT, MIX = 45, 46  # streams of keyed draws, beside those of functional.draws
+AUGMENT = 45  # stream of keyed draws, beside those of functional.draws
 
 
 class TransferBatches:
     """This rank's (images [b, 3, H, W], soft targets [b, C], places int64 [b]) of every step of an epoch.
 
     An epoch is floor(N / 256) * 256 samples (N for fewer than 256 images, or without repeats), each image `repeats` times in a row,
-    in an order that (seed, epoch) gives; whole batches only. A rank holds the rows i and B - 1 - i of a batch, so that the pairs that
-    timm mixes are the same for any number of ranks. An unreadable image is replaced by the next readable one and listed in `corrupt`.
+    in an order that (seed, epoch) gives; whole batches only. Rows i and B - 1 - i of a batch, the pairs that timm mixes, are
+    neighbours on one rank, so that they are the same for any number of ranks. An unreadable image is replaced by the next readable one and listed in `corrupt`.
     Raises UserError for a batch larger than the epoch.
     """
 
@@ -33,7 +33,7 @@ class TransferBatches:
         import timm.data
 
         self.dataset, self.batch_size, self.repeats, self.seed = dataset, batch_size, repeats, seed
-        self.classes, self.smoothing, self.workers, self.corrupt = classes, smoothing, workers, {}
+        self.workers, self.corrupt = workers, {}
         self.labels = torch.as_tensor(dataset.labels)
         count = len(dataset)
         self.samples = count // 256 * 256 if repeats > 1 and count >= 256 else count
@@ -41,14 +41,13 @@ class TransferBatches:
             raise UserError(f"finetune: batch_size {batch_size} is larger than an epoch of {self.samples} images; give batch_size={max(2, self.samples // 2 * 2)}")
         half = batch_size // 2 // world_size
         low = torch.arange(rank * half, (rank + 1) * half)
-        self.mine = torch.cat([low, batch_size - 1 - low.flip(0)])
+        self.mine = torch.stack([low, batch_size - 1 - low], dim=1).flatten()
         size = tuple(getattr(encoder, "image_size", None) or encoder.transform.size)
         self.transform = timm.data.create_transform(
             size, is_training=True, color_jitter=colour_jitter, auto_augment=None if rand_augment == "none" else rand_augment, interpolation="bicubic",
             re_prob=erasing, re_mode="pixel", re_count=1, mean=tuple(map(float, encoder.mean)), std=tuple(map(float, encoder.std)),
         )  # fmt: skip
-        mixes = mixup > 0 or cutmix > 0
-        self.mix = timm.data.Mixup(mixup, cutmix, prob=1.0, switch_prob=0.5, mode="batch", label_smoothing=smoothing, num_classes=classes) if mixes else None
+        self.mix = Mixing(classes, mixup=mixup, cutmix=cutmix, smoothing=smoothing)
 
     def __len__(self) -> int:
         return self.samples // self.batch_size
@@ -73,15 +72,7 @@ class TransferBatches:
             if device.type == "cuda":
                 images = images.pin_memory()
             images, labels = images.to(device, non_blocking=True), labels.to(device)
-            yield *self.mixed(images, labels, epoch, step), where
-
-    def mixed(self, images: Tensor, labels: Tensor, epoch: int, step: int) -> tuple[Tensor, Tensor]:
-        """Images and soft targets [b, C] after mixing, or smoothed targets alone."""
-        if self.mix is None:
-            off = self.smoothing / self.classes
-            return images, F.one_hot(labels, self.classes).float() * (1 - self.smoothing) + off
-        with draws.seeded(int(draws.mix(MIX, self.seed, epoch, step))):
-            return self.mix(images, labels)
+            yield *self.mix(images, labels, int(draws.mix(STREAM, self.seed, epoch, step))), where
 
 
 class Views:

@@ -77,10 +77,10 @@ def judge(
             with torch.no_grad():
                 return torch.cat([head(part.to(device).float()).float().cpu() for part in rows.split(4096)])
 
-        count = len(next(reversed(list(head.parameters()))))
+        count = getattr(classifier, "count", None) or len(next(reversed(list(head.parameters()))))
         names = getattr(classifier, "classes", None) or (names if names and len(names) == count else None)
         names = names or (list(imagenet.synsets()) if count == 1000 else None)
-        about = {"classifier": "linear probe", "feature": classifier.feature, "classes": count}
+        about = {"classifier": getattr(classifier, "kind", "linear probe"), "feature": classifier.feature, "classes": count}
         return Judge(classifier.encoder, classifier.feature, probe, count, names, about, {}, options)
     if train is None or train.labels is None:
         raise UserError("this evaluation needs a classifier: give labelled train images for a k-NN bank, or a probe (`evaluate linear ... save=FILE`)")
@@ -104,6 +104,8 @@ def differences(judging: Judge, probe: str) -> list[str]:
     """What a judge's protocol has other than the published one, whose classifier is `probe`."""
     if judging.about["classifier"] == "k-NN":
         return [f"k-NN votes of {judging.about['bank']} training images instead of {probe}"]
+    if judging.about["classifier"] != "linear probe":
+        return [f"{judging.about['classifier']} classifier instead of {probe}"]
     return [] if judging.count == 1000 else [f"a linear probe of {judging.count} classes instead of 1000"]
 
 

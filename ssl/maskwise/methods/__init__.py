@@ -1,10 +1,11 @@
-"""Methods: modules that turn crops into a dict of losses, and the maskings that decide what they hide."""
+"""Methods: modules that turn crops, or images and labels, into a dict of losses, and the maskings that decide what they hide."""
 
 from maskwise.methods.dino import DINO
 from maskwise.methods.ibot import IBOT
 from maskwise.methods.masking import MASKINGS
 from maskwise.methods.mst import MST
+from maskwise.methods.supervised import Supervised
 
-METHODS = {"dino": DINO, "ibot": IBOT, "mst": MST}
+METHODS = {"dino": DINO, "ibot": IBOT, "mst": MST, "supervised": Supervised}
 
-__all__ = ["DINO", "IBOT", "MASKINGS", "METHODS", "MST"]
+__all__ = ["DINO", "IBOT", "MASKINGS", "METHODS", "MST", "Supervised"]

@@ -9,11 +9,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from maskwise.nn.batch_norm import batch_normed
 from maskwise.nn.pooling import framework
 from maskwise.nn.pooling.framework import Parts, average, uniform
 from maskwise.nn.pooling.kmeans import places
 from maskwise.nn.pooling.otk import TEMPERATURE, sinkhorn
-from maskwise.nn.pooling.pooling import as_map, batch_normed, gated, linear, normed
+from maskwise.nn.pooling.pooling import as_map, gated, linear, normed
 from maskwise.nn.pooling.simple import FLOOR
 from maskwise.nn.pooling.slot import shared_out
 

@@ -90,6 +90,16 @@ def test_tiffs_of_twelve_bits_and_floats_fill_the_range(pixels):
     assert decode(encoded(Image.fromarray(odd), "TIFF"))[0, 0].tolist() == [0, 0, 0, 0, 128]
 
 
+def test_what_would_start_another_program_is_no_image(monkeypatch, tmp_path):
+    from PIL import EpsImagePlugin
+
+    monkeypatch.setattr(EpsImagePlugin, "Ghostscript", lambda *given: pytest.fail("Ghostscript was started"))
+    data = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n(%pipe%touch x) (w) file\n%%EOF\n"
+    assert Image.open(io.BytesIO(data)).format == "EPS"
+    with pytest.raises(CorruptImage, match="cannot identify"):
+        decode(data)
+
+
 def test_an_image_of_too_many_pixels_is_refused_by_its_header(pixels, monkeypatch):
     data = encoded(Image.fromarray(pixels))
     assert decode(data, max_pixels=35).shape == (3, 7, 5)

@@ -12,7 +12,7 @@ from PIL import Image, ImageSequence
 from maskwise.data import decode as rgb
 from maskwise.data.batch import Colours
 from maskwise.data.decode import MAX_PIXELS, CorruptImage, refuse_large
-from maskwise.functional.picture import eight_bits, is_wide, orientation, to_rgb, turned, wide
+from maskwise.functional.picture import eight_bits, is_wide, opened, orientation, to_rgb, turned, wide
 
 ARRAYS = (".npy",)
 TOP = {torch.uint8: 255, torch.uint16: 65535}
@@ -36,7 +36,7 @@ def decode(source, name: str | None = None, channels: int = 3, bits: int = 8, *,
         if is_array(source):
             pixels = planes(array_of(data), channels)
         else:
-            with Image.open(io.BytesIO(data)) as image:
+            with opened(io.BytesIO(data)) as image:
                 refuse_large(image, max_pixels)
                 pixels = upright(bands_of(image, channels), image)
     except Exception as error:  # decoders fed with damaged files raise nearly every type there is

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from maskwise.data.decoders import Header, decode_jpeg, header
-from maskwise.functional.picture import orientation, to_rgb, turned
+from maskwise.functional.picture import opened, orientation, to_rgb, turned
 
 MAX_PIXELS = 100_000_000
 MAX_WORK = 1 << 32  # pixels times scans of a JPEG: some five seconds, where an honest file takes a tenth of that at most
@@ -56,7 +56,7 @@ def decode(source, name: str | None = None, decoder: str = "pil", shrink: int = 
             if pixels is not None:
                 turn = orientation_of(data, found) if upright else 1
                 return pixels if turn == 1 else torch.from_numpy(turned(pixels.permute(1, 2, 0).numpy(), turn)).permute(2, 0, 1)
-        with Image.open(io.BytesIO(data)) as image:
+        with opened(io.BytesIO(data)) as image:
             refuse_large(image, max_pixels)
             if shrink > 1 and image.format == "JPEG":
                 image.draft(None, (max(1, image.width // shrink), max(1, image.height // shrink)))
@@ -93,5 +93,5 @@ def orientation_of(data: bytes, found: Header | None) -> int:
     """The orientation of a JPEG's bytes, whose `header` was found."""
     if found is None or not found.exif:
         return 1
-    with Image.open(io.BytesIO(data)) as image:
+    with opened(io.BytesIO(data)) as image:
         return orientation(image)

@@ -3,11 +3,17 @@
 import numpy as np
 from PIL import ExifTags, Image
 
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF", "JPEG2000", "ICO", "DIB", "PCX", "QOI", "TGA")  # EPS would start Ghostscript
 BITS_PER_SAMPLE = 258  # of TIFF
 TURNS = {  # EXIF orientation -> what to do with rows and columns: exchange them, then reverse rows, reverse columns (CIPA DC-008, 4.6.5.1)
     2: (False, False, True), 3: (False, True, True), 4: (False, True, False),
     5: (True, False, False), 6: (True, False, True), 7: (True, True, True), 8: (True, True, False),
 }  # fmt: skip
+
+
+def opened(file) -> Image.Image:
+    """A file as a Pillow image, not yet decoded; only formats that are decoded inside this process."""
+    return Image.open(file, formats=FORMATS)
 
 
 def orientation(image: Image.Image) -> int:

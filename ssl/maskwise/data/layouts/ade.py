@@ -6,10 +6,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
 from maskwise.data.layouts.files import Stored, below, need
+from maskwise.functional.picture import opened
 from maskwise.functional.errors import UserError
 
 IGNORED = 255  # what label 0, "other", becomes
@@ -20,7 +20,7 @@ class Scenes(Stored):
 
     def label_map(self, index: int) -> Tensor:
         """int64 [H, W] of classes."""
-        with Image.open(self.maps[index]) as picture:
+        with opened(self.maps[index]) as picture:
             ids = torch.from_numpy(np.array(picture).astype(np.int64))
         return torch.where(ids == 0, IGNORED, ids - 1)
 

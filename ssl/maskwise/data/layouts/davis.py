@@ -7,10 +7,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
 from maskwise.data.layouts.files import Stored, below, need, rows
+from maskwise.functional.picture import opened
 from maskwise.functional.errors import UserError
 
 
@@ -24,7 +24,7 @@ class Sequence:
 
     def mask(self, index: int) -> Tensor:
         """int64 [H, W] of object ids."""
-        with Image.open(self.masks[index]) as picture:
+        with opened(self.masks[index]) as picture:
             ids = np.array(picture)
         ids = ids[..., 0] if ids.ndim == 3 else ids
         return torch.from_numpy(np.where(ids == 255, 1, ids).astype(np.int64))

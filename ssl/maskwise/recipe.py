@@ -9,9 +9,10 @@ import os
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Callable, Literal, Mapping, Optional, Union
+from typing import Any, Callable, Collection, Literal, Mapping, Optional, Union
 
 from maskwise.functional.errors import UserError
+from maskwise.recipe_code import COMMAND_LINE, not_consented
 from maskwise.recipe_evaluations import scheduled
 from maskwise.recipe_schema import REQUIRED, UNSET, Key, check_bounds, contradictions, nearest, schema, unbuildable, unread
 from maskwise.recipe_text import Entry, Misread, Scalar, convert, header, parse, read, write
@@ -305,6 +306,10 @@ class Recipe:
         text = json.dumps({key: value for key, value in self.values.items() if not key.startswith("speed.")}, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
+    def code(self) -> set[str]:
+        """The classes from elsewhere that this recipe names as `module:Name`."""
+        return {value for key, value in self.values.items() if key.endswith(".name") and ":" in str(value)}
+
     def diff(self, other: Recipe) -> list[str]:
         """One line for each value in which `other` differs, section speed left out."""
         keys = [key for key in (*self.values, *(key for key in other.values if key not in self.values)) if not key.startswith("speed.")]
@@ -312,10 +317,11 @@ class Recipe:
         return [f"{key}: {mine[key]} -> {theirs[key]}" for key in keys if mine[key] != theirs[key]]
 
 
-def read_recipe(path: str | Path, *overrides: str, try_model: bool = True) -> Recipe:
+def read_recipe(path: str | Path, *overrides: str, try_model: bool = True, consented: Collection[str] = ()) -> Recipe:
     """The recipe of a file, a run folder or a shipped name (`pretrain/attmask_hint_vits16`), with `section.key=value` overrides.
 
-    Raises UserError that names every mistake at once, each with its place. Without `try_model` nobody asks whether the model can be built.
+    Raises UserError that names every mistake at once, each with its place. Without `try_model` nobody asks whether the model can be built. Code that a file names as
+    `module:Name` is imported only if it is in `consented` or an override says it, too (or MASKWISE_MODULES allows its module).
     """
     found, source = locate(path)
     layers, mistakes = chain(found, source)
@@ -323,7 +329,7 @@ def read_recipe(path: str | Path, *overrides: str, try_model: bool = True) -> Re
         layer, more = command_line(overrides)
         layers.append(layer)
         mistakes += more
-    entries, keys, unknown = merge(layers)
+    entries, keys, unknown = merge(layers, consented)
     values: dict[str, Any] = {}
     for section, why in unknown.items():
         mistakes.append(f"{entries[f'{section}.name'].origin}: {section}.name: {why}")
@@ -463,24 +469,28 @@ def command_line(overrides) -> tuple[dict[str, Entry], list[str]]:
             mistakes.append(f"command line: `{word}` is not section.key=value")
             continue
         try:
-            entries, _ = parse(f"value: {text}", "command line")
-            layer[key] = Entry(entries["value"].value, "command line")
+            entries, _ = parse(f"value: {text}", COMMAND_LINE)
+            layer[key] = Entry(entries["value"].value, COMMAND_LINE)
         except (UserError, KeyError):
-            layer[key] = Entry(Scalar(text), "command line")
+            layer[key] = Entry(Scalar(text), COMMAND_LINE)
     return with_names(layer), mistakes
 
 
-def merge(layers: list[dict[str, Entry]]) -> tuple[dict[str, Entry], dict[str, Key], dict[str, str]]:
+def merge(layers: list[dict[str, Entry]], consented: Collection[str] = ()) -> tuple[dict[str, Entry], dict[str, Key], dict[str, str]]:
     """One layer over the other; a name changed by a child drops the inherited keys that the new name does not read."""
     entries: dict[str, Entry] = {}
     before: dict[str, Key] = {}
     for layer in layers:
         renamed = {**entries, **layer}
         names = {section: cls.name for section, cls in SECTIONS.items() if hasattr(cls, "name")}
+        refused = {}
         for section in names:
             given = renamed.get(f"{section}.name")
-            names[section] = given.value.text if given and isinstance(given.value, Scalar) else names[section]
-        keys, unknown = schema(SECTIONS, names)
+            if given and isinstance(given.value, Scalar):
+                names[section] = given.value.text
+                if why := not_consented(section, given, consented):
+                    refused[section] = why
+        keys, unknown = schema(SECTIONS, names, refused)
         entries = {key: entry for key, entry in entries.items() if key in keys or key not in before}
         entries.update(layer)
         before = keys

@@ -134,9 +134,12 @@ def named(section: str, name: str) -> type:
     if ":" in name:
         module, _, attribute = name.partition(":")
         try:
-            return getattr(importlib.import_module(module), attribute)
-        except (ImportError, AttributeError) as error:
+            found = getattr(importlib.import_module(module), attribute)
+        except (ImportError, AttributeError, ValueError) as error:
             raise Unknown(f"`{name}` cannot be imported: {error}") from None
+        if not inspect.isclass(found):
+            raise Unknown(f"`{name}` is no class")
+        return found
     raise Unknown(f"no {section} `{name}`{nearest(name, table)}; there are {', '.join(table)}, and your own as module:Name")
 
 
@@ -210,12 +213,14 @@ def readable(hint) -> bool:
     return hint in SIMPLE or hint is type(None) or origin is typing.Literal
 
 
-def schema(sections: dict[str, type], names: dict[str, str]) -> tuple[dict[str, Key], dict[str, str]]:
-    """The dotted keys that a recipe with these names reads, and for each name that is unknown why."""
+def schema(sections: dict[str, type], names: dict[str, str], refused: dict[str, str]) -> tuple[dict[str, Key], dict[str, str]]:
+    """The dotted keys that a recipe with these names reads, and for each name that is unknown why; sections in `refused` are not looked up."""
     keys = {"seed": Key(int, 0)}
-    unknown: dict[str, str] = {}
+    unknown = dict(refused)
     classes: dict[str, type] = {}
     for section in SUPPLIED:
+        if section in refused:
+            continue
         try:
             classes[section] = named(section, names[section])
         except Unknown as error:

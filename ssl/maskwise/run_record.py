@@ -25,7 +25,7 @@ def known_run(folder: Path, recipe: Recipe) -> dict:
     """run.json of a run that this recipe may continue, {} where there is none; a changed recipe is refused with its diff."""
     if not (folder / "recipe.yaml").is_file():
         return {}
-    changed = read_recipe(folder).diff(recipe)
+    changed = read_recipe(folder, consented=recipe.code()).diff(recipe)
     if changed:
         raise UserError(f"{folder} holds a run of another recipe ({'; '.join(changed)}); give the same recipe, or another --out")
     with contextlib.suppress(OSError, ValueError):

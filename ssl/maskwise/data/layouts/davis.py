@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from maskwise.data.layouts.files import Stored, below, need, rows
-from maskwise.functional.picture import opened
 from maskwise.functional.errors import UserError
+from maskwise.functional.picture import opened
 
 
 @dataclasses.dataclass

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import yaml
 
+from maskwise.data.layouts.pickles import plain_scalar
 from maskwise.nn.weights import read_tensors
 
 
@@ -22,12 +23,8 @@ def read(path: str | Path) -> dict:
 
 def allowed() -> list:
     """The classes that may stand in a training file beside tensors, NumPy's scalars under either of NumPy's names."""
-    try:
-        from numpy._core import multiarray
-    except ImportError:
-        from numpy.core import multiarray
     dtypes = [type(np.dtype(kind)) for kind in ("float64", "float32", "int64", "int32", "bool")]
-    scalars = [(multiarray.scalar, f"{place}.multiarray.scalar") for place in ("numpy.core", "numpy._core")]
+    scalars = [(plain_scalar, f"{place}.multiarray.scalar") for place in ("numpy.core", "numpy._core")]
     return [argparse.Namespace, np.dtype, *dtypes, *scalars]
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from maskwise.export import card, check
+from maskwise.export import card, check, specs
 from maskwise.export.about import About
 from maskwise.export.timm_layout import renaming, tag_of, timm_config, timm_layout
 from maskwise.export.transformers_layout import INDEX, WEIGHTS, dinov2, index, preprocessor
@@ -134,7 +134,8 @@ def described(folder: Path) -> dict | None:
     except (OSError, ValueError):
         return None
     ours = config.get("maskwise") if isinstance(config, dict) else None
-    return ours if isinstance(ours, dict) and ours.get("format") == FORMAT else None
+    sound = isinstance(ours, dict) and ours.get("format") == FORMAT and isinstance(ours.get("encoder"), dict) and ours.get("weights") in ("teacher", "student")
+    return ours if sound else None
 
 
 def read(folder: Path) -> tuple[dict, dict[str, Tensor], dict[str, Tensor]]:
@@ -142,7 +143,7 @@ def read(folder: Path) -> tuple[dict, dict[str, Tensor], dict[str, Tensor]]:
 
     Raises UserError for a file that is missing or lacks a tensor.
     """
-    folder, spec = Path(folder), described(folder)["encoder"]
+    folder, spec = Path(folder), specs.check(described(folder)["encoder"], Path(folder) / CONFIG)
     weights = read_tensors(weights_file(folder))
     own = read_tensors(folder / OWN) if (folder / OWN).is_file() else {}
     with torch.device("meta"):

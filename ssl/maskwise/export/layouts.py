@@ -7,7 +7,7 @@ import os
 import sys
 from pathlib import Path
 
-from maskwise.export import dinov2, dinov3, folder as exports, legacy, pickles, timm_files
+from maskwise.export import dinov2, dinov3, folder as exports, legacy, pickles, specs, timm_files
 from maskwise.export.source import ONLY, Source, trained
 from maskwise.functional.errors import UserError
 from maskwise.nn.weights import read_tensors
@@ -100,7 +100,7 @@ def read_folder(folder: Path) -> Source:
         spec = json.loads((checkpoint / SPEC).read_text())
     except (OSError, ValueError) as error:
         raise UserError(f"cannot read {checkpoint / SPEC}: {error}; take an earlier checkpoint") from None
-    source = trained(Source(str(folder), "run", spec, {}, file=checkpoint / MODEL), read_tensors(checkpoint / MODEL))
+    source = trained(Source(str(folder), "run", specs.check(spec, checkpoint / SPEC), {}, file=checkpoint / MODEL), read_tensors(checkpoint / MODEL))
     if not source.networks:
         raise UserError(f"{checkpoint} holds neither a teacher nor a student: is it a checkpoint of this project?")
     return source

@@ -11,10 +11,11 @@ import torch
 from torch import Tensor
 
 from maskwise.export.heads import Unfit, arguments
+from maskwise.export.specs import told
 from maskwise.functional.errors import UserError
 from maskwise.nn.backbone import Backbone
 from maskwise.nn.encoder import Encoder, encoder_from_spec
-from maskwise.nn.weights import fill
+from maskwise.nn.weights import fit
 
 ONLY = "only"
 
@@ -78,8 +79,12 @@ class Source:
         if self.spec["pooling"] is None:
             raise UserError(f"{self.origin} has neither a class token nor SimPool weights: there is nothing to pool with")
         state = self.networks[self.role(weights)]
-        encoder = build(self.spec, state)
-        fill(encoder, state, f"{self.origin} does not fit the encoder", "; name its layout (dino, ibot, attmask, simpool, timm, ...) if it was guessed wrong")
+        with told(self.origin):
+            with torch.device("meta"):  # before memory is taken for what a file may have made up
+                own = build(self.spec, state).state_dict()
+            fit(own, state, "it does not fit the encoder", "; name its layout (dino, ibot, attmask, simpool, timm, ...) if it was guessed wrong")
+            encoder = build(self.spec, state)
+        encoder.load_state_dict(state)
         return encoder
 
     @property

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from maskwise.export import pickles
 from maskwise.export.source import ONLY, Source
+from maskwise.export.specs import plausible, told
 from maskwise.functional.errors import UserError
 from maskwise.nn.backbone import Backbone
 from maskwise.nn.encoder import CROP_PCT
@@ -42,16 +43,18 @@ def recognised(folder: Path) -> bool:
 def read_folder(folder: Path) -> Source:
     """A folder that timm wrote: its config.json names the model, its arguments, mean and std."""
     config, options = _config(folder), {}
-    for key, value in (config.get("model_args") or {}).items():
-        if key in ("img_size", "image_size"):
-            options["image_size"] = value
-        elif key not in ("num_classes", "global_pool", "dynamic_img_size", "dynamic_img_pad"):
-            options[key] = value
-    source = source_of(config["architecture"], _weights(folder), str(folder), options)
-    pretrained = config.get("pretrained_cfg") or {}
-    for key in ("mean", "std"):
-        if pretrained.get(key):
-            source.spec[key] = list(pretrained[key])
+    with told(folder):
+        for key, value in (config.get("model_args") or {}).items():
+            if key in ("img_size", "image_size"):
+                options["image_size"] = value
+            elif key not in ("num_classes", "global_pool", "dynamic_img_size", "dynamic_img_pad"):
+                options[key] = value
+        plausible(options)
+        source = source_of(config["architecture"], _weights(folder), str(folder), options)
+        pretrained = config.get("pretrained_cfg") or {}
+        for key in ("mean", "std"):
+            if pretrained.get(key):
+                source.spec[key] = [float(value) for value in pretrained[key]]
     return source
 
 

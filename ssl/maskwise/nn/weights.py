@@ -60,15 +60,19 @@ def mismatch(missing, unexpected) -> str:
     return " and ".join(parts)
 
 
-def fill(module, state: dict, refusal: str, keys_remedy: str = "", shapes_remedy: str = "") -> None:
-    """Load strictly; raises UserError in one line that names keys or shapes, between the refusal and its remedy."""
-    own = module.state_dict()
+def fit(own: dict, state: dict, refusal: str, keys_remedy: str = "", shapes_remedy: str = "") -> None:
+    """Raises UserError, between the refusal and its remedy, where keys or shapes differ from a module's own."""
     wrong = mismatch(own.keys() - state.keys(), state.keys() - own.keys())
     if wrong:
         raise UserError(f"{refusal}: it {wrong}{keys_remedy}")
     for key, value in state.items():
         if value.shape != own[key].shape:
             raise UserError(f"{refusal}: {key} is {list(value.shape)} there and {list(own[key].shape)} here{shapes_remedy}")
+
+
+def fill(module, state: dict, *refusal: str) -> None:
+    """Load strictly; raises UserError in one line as `fit` does."""
+    fit(module.state_dict(), state, *refusal)
     module.load_state_dict(state)
 
 

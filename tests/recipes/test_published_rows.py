@@ -104,7 +104,7 @@ PUBLISHED = {
     "pretrain/ibot_vits16": I1,
     "pretrain/dino_vits16": D1,
 }  # fmt: skip
-OURS = {"debug/tiny", "pretrain/cifar10_small", "pretrain/imagenette224_core", "pretrain/quickstart_shapes"}
+OURS = {"debug/tiny", "pretrain/cifar10_small", "pretrain/cifar10_small_dino", "pretrain/imagenette224_core", "pretrain/quickstart_shapes"}
 
 
 def test_every_recipe_of_a_paper_has_its_row_here():

@@ -164,13 +164,15 @@ def trainer(
     steps_per_epoch = max(1, loader.steps_per_epoch(images, recipe.train.batch_size))
     total = recipe.train.steps or recipe.train.epochs * steps_per_epoch
     optimizer = recipe.optimizer
-    model = method(recipe, world, start, classes).to(world.device)
+    model = method(recipe, world, start, classes)
     precision = precision or resolved_precision(recipe, world.device)
     if getattr(model, "pad_rows", None) == 1:
         grid = model.student.encoder.backbone.grid_for((recipe.crops.global_size,) * 2)
         model.pad_rows = rounded_rows(recipe, world, precision, grid[0] * grid[1])
+    shards = sharded(model, recipe, world, precision)
     groups = parameter_groups(model)
     check_groups(model, groups)
+    groups = shards.own_groups(groups) if shards else groups
     momentum = recipe.teacher.momentum or 0.0
     waits = start and not recipe.learns_labels  # a classifier is begun anew beside the encoder that it moves
     return Trainer(
@@ -190,9 +192,28 @@ def trainer(
         freeze_last_layer=0 if recipe.learns_labels else optimizer.freeze_last_layer,
         precision=precision,
         accumulate=recipe.train.accumulate,
+        shards=shards,
         still=start.still([name for name, _ in model.named_parameters()]) if waits else (),
         still_steps=round(start.warmup_epochs(recipe.method.head_warmup_epochs, total / steps_per_epoch) * steps_per_epoch) if waits else 0,
     )  # fmt: skip
+
+
+OPTIMIZERS_OF_PARTS = ("adamw", "sgd", "lars")  # exact on the rows of a rank: elementwise, or told how to add up norms
+
+
+def sharded(model, recipe: Recipe, world: World, precision: str):
+    """The method's Shards where speed.shard asks for them and there are several ranks; None, and the method moved to its device, elsewhere."""
+    kind = recipe.speed.shard
+    if kind == "none" or world.size == 1:
+        model.to(world.device)
+        return None
+    if recipe.speed.compile:
+        raise UserError(f"speed.compile=true and speed.shard={kind} do not go together: leave one of them out")
+    if recipe.optimizer.name not in OPTIMIZERS_OF_PARTS:
+        raise UserError(f"optimizer {recipe.optimizer.name} does not know tensors in parts: choose {', '.join(OPTIMIZERS_OF_PARTS)}, or speed.shard=none")
+    from maskwise.distributed.shard import Shards
+
+    return Shards(model, world, kind, precision=precision)
 
 
 def resolved_precision(recipe: Recipe, device: torch.device) -> str:
@@ -230,7 +251,7 @@ def train(recipe: Recipe, out, *, quiet: bool = False) -> dict:
     world = World.start()
     if recipe.speed.keep_memory and world.device.type == "cpu":
         keep_freed_memory()
-    try:
+    with world.together():
         precision = begun.get("precision") or resolved_precision(recipe, world.device)
         start = start_of(recipe, folder, begun)
         running = trainer(recipe, world, images=len(data), classes=classes, precision=precision, start=start)
@@ -241,7 +262,7 @@ def train(recipe: Recipe, out, *, quiet: bool = False) -> dict:
         journal = Journal(folder, running.total_steps, quiet, main=world.is_main, about=this_start(world) if world.is_main else None)
         teacher = running.method.teacher.encoder
         checkpoints = Checkpoints(
-            folder, recipe.train.keep, encoder_spec=teacher.spec(), world=world, say=journal.say,
+            folder, recipe.train.keep, encoder_spec=teacher.spec(), world=world, say=journal.say, shards=running.shards,
             meta={"recipe": recipe.resolved_yaml(), "recipe_hash": recipe.hash(), "commit": commit(), **labelled.about(classes, data)},
         )  # fmt: skip
         per_epoch = running.steps_per_epoch
@@ -266,8 +287,6 @@ def train(recipe: Recipe, out, *, quiet: bool = False) -> dict:
             evaluate_first=("knn",) if start else (),
         )  # fmt: skip
         return {**result, "folder": str(folder)}
-    finally:
-        world.close()
 
 
 def views(recipe: Recipe):

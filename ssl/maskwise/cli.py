@@ -313,8 +313,14 @@ def say(text: str, end: str = "\n") -> None:
 
 
 def complain(text: str) -> None:
-    """One line on standard error, from the first rank only."""
-    if os.environ.get("RANK", "0") == "0":
+    """One line on standard error, from the rank that meets the mistake first."""
+    if os.environ.get("WORLD_SIZE", "1") != "1":
+        from maskwise.distributed.world import voice
+
+        text = voice(text)
+    elif os.environ.get("RANK", "0") != "0":
+        return
+    if text is not None:
         print(f"maskwise: {text}", file=sys.stderr, flush=True)
 
 

@@ -227,7 +227,8 @@ class Speed(Section):
     """What changes the speed and, beyond rounding, nothing else; left out of the hash.
 
     `compile` compiles the blocks of the backbone; `checkpointing` computes again in the backward pass what it names
-    (auto: the elementwise on a CPU, nothing on a GPU); `keep_memory` keeps freed CPU memory for the next step.
+    (auto: the elementwise on a CPU, nothing on a GPU); `keep_memory` keeps freed CPU memory for the next step; `shard` splits weights,
+    gradients and moments over all ranks (fsdp) or over those of a node (hsdp).
     """
 
     workers: Union[int, Literal["auto"]] = "auto"
@@ -236,6 +237,7 @@ class Speed(Section):
     compile: bool = False
     checkpointing: Literal["auto", "none", "elementwise", "blocks"] = "auto"
     keep_memory: bool = True
+    shard: Literal["none", "fsdp", "hsdp"] = "none"
 
 
 SECTIONS = {

@@ -80,17 +80,18 @@ def evaluate(name: str, model, *, train=None, test=None, world: World | None = N
     loaded = isinstance(model, (str, Path))
     ours = World.start() if world is None and (loaded or os.environ.get("WORLD_SIZE", "1") != "1") else None
     world = world or ours or World()
+<<<<<<< HEAD
     if loaded and takes_classifier(name) and options.get("probe") is None and (trained := labelled.classifier_of(model, built)) is not None:
         options["classifier"] = trained.to(world.device)
     try:
+=======
+    with (ours or World()).together():
+>>>>>>> 0f6b79a (Ranks that are lost end the others in one line; weights, gradients and moments may lie split over the ranks (FSDP2), stored whole through DCP)
         report = EVALUATIONS[name](built.to(world.device) if loaded else built, data, world, **options)
         if loaded and Path(model).is_dir() and world.is_main:
             with contextlib.suppress(OSError):
                 (Path(model) / "reports").mkdir(exist_ok=True)
                 report.save(Path(model) / "reports" / f"{name}.json")
-    finally:
-        if ours is not None:
-            ours.close()
     return report
 
 
@@ -105,12 +106,10 @@ def evaluate_all(model, folder, out, *, also=(), probe=None, recipe: str | None 
     loaded = isinstance(model, (str, Path))
     also = (also,) if isinstance(also, str) else tuple(also)
     world = World.start()
-    try:
+    with world.together():
         built = built.to(world.device) if loaded else built
         options = {"recipe": recipe or (recipe_of(model) if loaded else None), "also": also, "probe": probe, "limit": limit, "batch_size": batch_size}
         return everything(built, folder, out, world, **options, say=say)
-    finally:
-        world.close()
 
 
 def look(model, images, out, masking: str = "attmask_high", ratio: float = 0.5) -> Path:

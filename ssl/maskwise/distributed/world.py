@@ -1,16 +1,24 @@
-"""`World`: who else is training, and what the ranks say to each other."""
+"""`World`: who else is training, what the ranks say to each other, and what they do when one of them is lost."""
 
+import contextlib
 import dataclasses
 import datetime
 import inspect
 import os
+import socket
+import time
+import zlib
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.rendezvous import rendezvous
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from maskwise.functional.errors import UserError
+
+PATIENCE = 600.0  # seconds that ranks wait for each other unless MASKWISE_TIMEOUT says otherwise
+_store = None  # where ranks that met leave words for each other; it outlives the process group
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,8 +33,9 @@ class World:
     def start(cls, device: str = "auto") -> "World":
         """Read torchrun's environment and join its ranks (gloo for CPU tensors, nccl for CUDA ones).
 
-        `device` is auto, cpu, cuda or cuda:N. Raises UserError for a device that this machine lacks or an environment
-        that torchrun would not write.
+        `device` is auto, cpu, cuda or cuda:N. Ranks wait MASKWISE_TIMEOUT seconds (600) for each other, here and in all they do
+        together. Raises UserError for a device that this machine lacks, an environment that torchrun would not write, and
+        ranks that do not come.
         """
         try:
             size = int(os.environ.get("WORLD_SIZE", "1"))
@@ -45,7 +54,16 @@ class World:
         if chosen.type == "cuda":
             torch.cuda.set_device(chosen)
             backend = "cpu:gloo,cuda:nccl"
-        dist.init_process_group(backend, rank=rank, world_size=size, timeout=datetime.timedelta(minutes=30))
+        seconds = patience()
+        try:
+            global _store
+            _store = next(rendezvous("env://", rank, size, timeout=datetime.timedelta(seconds=seconds)))[0]
+            dist.init_process_group(backend, store=_store, rank=rank, world_size=size, timeout=datetime.timedelta(seconds=seconds))
+        except RuntimeError as error:
+            if not _is_loss(error):
+                raise
+            raise UserError(f"not all of the {size} ranks came within {seconds:g} s: look at what the others say, and whether "
+                            "every machine reaches the first one and runs the same command") from None  # fmt: skip
         return cls(rank, size, chosen)
 
     @property
@@ -99,22 +117,93 @@ class World:
         """
         if self.size == 1:
             return module
-        if any(isinstance(part, _BatchNorm) for part in module.modules()):
-            if self.device.type != "cuda":
-                raise UserError(
-                    f"batch norm cannot be synchronised between {self.size} CPU ranks: use one rank, GPUs, or a model without batch norm"
-                )
-            module = nn.SyncBatchNorm.convert_sync_batchnorm(module)
+        module = self.synchronised(module)
         # Without device_ids DDP leaves the inputs where they are: sample ids belong on the host.
         parallel = nn.parallel.DistributedDataParallel
         known = inspect.signature(parallel.__init__).parameters
         buffers = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"  # renamed in torch 2.13
         return parallel(module, find_unused_parameters=False, gradient_as_bucket_view=True, **{buffers: False})
 
+    def synchronised(self, module: nn.Module) -> nn.Module:
+        """The module with the batch norms of several ranks made one; raises UserError for them on CPU ranks."""
+        if not any(isinstance(part, _BatchNorm) for part in module.modules()):
+            return module
+        if self.device.type != "cuda":
+            raise UserError(f"batch norm cannot be synchronised between {self.size} CPU ranks: use one rank, GPUs, or a model without batch norm")
+        return nn.SyncBatchNorm.convert_sync_batchnorm(module)
+
+    def equalise(self, module: nn.Module) -> None:
+        """Set parameters and buffers to those of rank 0."""
+        for tensor in module.state_dict().values():
+            dist.broadcast(tensor, 0)
+
+    @contextlib.contextmanager
+    def together(self):
+        """What is done in here ends with a UserError when another rank is lost (ended, cut off or silent for too long); closes at the end."""
+        failed = True
+        try:
+            yield self
+            failed = False
+        except RuntimeError as error:
+            if self.size == 1 or not _is_loss(error):
+                raise
+            raise UserError(
+                f"a rank of {self.size} has ended, was cut off or did not answer for {patience():g} s, so all stop: look for what it said; "
+                "the same command continues from the last checkpoint"
+            ) from None
+        finally:
+            if not (failed and self.device.type == "cuda"):  # NCCL would wait for what the others never join; the end of the process parts from them
+                self.close()
+
     def close(self) -> None:
         """Leave the process group, if there is one."""
         if self.size > 1 and dist.is_initialized():
             dist.destroy_process_group()
+
+
+def patience() -> float:
+    """Seconds that ranks wait for each other; raises UserError where MASKWISE_TIMEOUT is no such number."""
+    text = os.environ.get("MASKWISE_TIMEOUT", "")
+    try:
+        seconds = float(text or PATIENCE)
+    except ValueError:
+        seconds = 0.0
+    if not 0 < seconds < 1e8:
+        raise UserError(f"MASKWISE_TIMEOUT={text} is no number of seconds above 0; ranks wait {PATIENCE:g} s for each other without it")
+    return seconds
+
+
+def voice(text: str, wait: float = 3.0) -> str | None:
+    """How a rank tells a mistake: the text itself from rank 0, named after the rank from another, None where another rank has told the same.
+
+    Ranks agree through the store at which they meet. Where there is none, each node's first rank tells it at once and others only
+    when torchrun has not ended them after `wait` seconds.
+    """
+    size, rank = os.environ.get("WORLD_SIZE", "1"), os.environ.get("RANK", "0")
+    named = text if rank == "0" else f"rank {rank} on {socket.gethostname()}: {text}"
+    if size == "1":
+        return text if rank == "0" else None
+    try:
+        told = f"maskwise/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}/{zlib.crc32(text.encode())}"
+        return named if (_store or _knock(wait)).add(told, 1) == 1 else None
+    except (KeyError, ValueError, RuntimeError):
+        if os.environ.get("LOCAL_RANK", rank) != "0":
+            time.sleep(wait)
+        return named
+
+
+def _knock(wait: float) -> dist.Store:
+    """The store of ranks that have not met, kept by torchrun, or by rank 0 where it waits for the others; raises RuntimeError."""
+    if os.environ.get("RANK", "0") == "0" and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
+        raise RuntimeError("nobody keeps a store before rank 0 does")
+    seconds = datetime.timedelta(seconds=wait)
+    return dist.TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False, timeout=seconds, wait_for_workers=False)
+
+
+def _is_loss(error: RuntimeError) -> bool:
+    """Whether an error tells that another rank cannot be reached, rather than a mistake of this one."""
+    text = str(error).lower()
+    return isinstance(error, dist.DistError) or any(word in text for word in ("gloo", "nccl", "connection closed by peer", "connection reset by peer"))
 
 
 def _device(name: str, local: int, size: int) -> torch.device:

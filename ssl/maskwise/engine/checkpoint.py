@@ -20,7 +20,7 @@ from maskwise.functional.errors import UserError
 
 MODEL, OPTIMIZER, ENCODER, META = "model.safetensors", "optimizer.safetensors", "encoder.json", "meta.json"
 SEAL = "0" * 64  # stands in meta.json for its own SHA-256 while that is computed
-WRITING, REMOVING = ".writing_", ".removing_"
+WRITING, REMOVING, PARTS = ".writing_", ".removing_", ".parts_"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,13 +39,15 @@ class Checkpoints:
 
     `folder` is the run folder; the newest `keep` checkpoints stay (0: all). `meta` and `encoder_spec` go into every
     checkpoint. Only the main rank of `world` writes; the others wait for it. `say` is handed one line when a damaged
-    checkpoint is passed over or an old one cannot be removed.
+    checkpoint is passed over or an old one cannot be removed. Tensors that are split over the ranks reach their file through `shards`,
+    every rank writing its part.
     """
 
     def __init__(self, folder, keep: int = 2, *, meta: dict | None = None, encoder_spec: dict | None = None, world=None,
-                 say: Callable[[str], None] = lambda text: None):
+                 say: Callable[[str], None] = lambda text: None, shards=None):
         self.folder = Path(folder) / "checkpoints"
         self.keep, self.meta, self.encoder_spec, self.world, self.say = keep, meta or {}, encoder_spec, world, say
+        self.shards = shards
 
     def save(self, step: int, tensors: dict[str, Tensor], optimizer: dict[str, Tensor], meta: dict | None = None,
              encoder_spec: dict | None = None) -> Path:
@@ -54,12 +56,15 @@ class Checkpoints:
         Raises UserError on every rank when the disk refuses; then the checkpoints that were there are there still, and nothing besides.
         """
         path, problem = self.folder / name(step), ""
+        if self.shards:
+            for file, split in ((MODEL, tensors), (OPTIMIZER, optimizer)):
+                self.shards.spread(self._parts(file), split)
         if self.world is None or self.world.is_main:
             try:
                 self._write(path, step, tensors, optimizer, {**self.meta, **(meta or {})}, encoder_spec or self.encoder_spec or {})
             except (OSError, UserError, safetensors.SafetensorError) as error:
                 problem = str(error) if isinstance(error, UserError) else refused(f"the checkpoint {path}", error)
-                self._sweep()
+                self._sweep(PARTS)
             else:
                 self._prune(step)
         if self.world is None:
@@ -73,7 +78,7 @@ class Checkpoints:
     def tidy(self, step: int) -> None:
         """Remove what a kill has left half-written or half-removed, and checkpoints before `step` that are too many."""
         if self.world is None or self.world.is_main:
-            self._sweep()
+            self._sweep(PARTS)
             self._prune(step, later=False)
 
     def load_last(self) -> Checkpoint | None:
@@ -106,8 +111,8 @@ class Checkpoints:
         aside = self.folder / f"{WRITING}{path.name}"
         self._sweep()
         aside.mkdir(parents=True)
-        safetensors.torch.save_file(_plain(tensors), aside / MODEL)
-        safetensors.torch.save_file(_plain(optimizer), aside / OPTIMIZER)
+        self._put(aside / MODEL, tensors)
+        self._put(aside / OPTIMIZER, optimizer)
         (aside / ENCODER).write_text(json.dumps(encoder_spec, indent=2))
         files = {file.name: _sha256(file) for file in sorted(aside.iterdir())}
         versions = {"python": platform.python_version(), "torch": torch.__version__, "safetensors": safetensors.__version__}
@@ -122,6 +127,15 @@ class Checkpoints:
         write_whole(self.folder / "last", path.name + "\n")
         sync(self.folder)
 
+    def _put(self, file, tensors):
+        if self.shards:
+            self.shards.collect(self._parts(file.name), file)
+        else:
+            safetensors.torch.save_file(_plain(tensors), file)
+
+    def _parts(self, file):
+        return self.folder / f"{PARTS}{file}"
+
     def _prune(self, step, later: bool = True):
         """Keep the newest; a later step than the one just written belongs to a future that was given up."""
         mine = [path for path in self._directories() if _step(path) <= step]
@@ -134,8 +148,8 @@ class Checkpoints:
         except OSError as error:
             self.say(f"old checkpoints stay under {self.folder} ({error.strerror}): remove them by hand")
 
-    def _sweep(self):
-        for left in (*self.folder.glob(f"{WRITING}*"), *self.folder.glob(f"{REMOVING}*")):
+    def _sweep(self, *kinds):
+        for left in (path for kind in (WRITING, REMOVING, *kinds) for path in self.folder.glob(f"{kind}*")):
             shutil.rmtree(left, ignore_errors=True)
         with contextlib.suppress(OSError):
             (self.folder / ".last").unlink(missing_ok=True)

@@ -59,9 +59,11 @@ def fit(trainer: Trainer, batches_from: Callable[[int], Iterator], augment: Call
                 refuse_hopeless(trainer)
             if last or stop or due(step, log_every) or due(step, save_every):
                 bad.check(stream)
-            if pictures and journal.main and (last or due(step, pictures_every)):
+            if pictures and (last or due(step, pictures_every)):
                 with seeded(step), paused(journal):
-                    journal.pictures(step, pictures(trainer.method, batch))
+                    shown = trainer.shown()
+                    if journal.main:
+                        journal.pictures(step, pictures(shown, batch))
             if last or not stop:
                 report(trainer, journal, {name: call for name, call in evaluations.items() if last or due(step, every[name])})
             if last or stop or due(step, save_every):
@@ -103,9 +105,10 @@ def due(step: int, every: int) -> bool:
 
 def report(trainer: Trainer, journal: Journal, evaluations: dict[str, Callable]) -> None:
     """Evaluate the method as it stands, without moving any random state."""
+    shown = trainer.shown() if evaluations else None
     for name, evaluate in evaluations.items():
         with seeded(trainer.step_index), paused(journal):
-            journal.report(trainer.step_index, name, evaluate(trainer.method))
+            journal.report(trainer.step_index, name, evaluate(shown))
 
 
 def save(trainer: Trainer, journal: Journal, checkpoints: Checkpoints, *, final: bool) -> None:

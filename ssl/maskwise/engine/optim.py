@@ -1,6 +1,6 @@
 """Optimizers, parameter groups, clipping and the moving average, none of which ever waits for the device."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -58,8 +58,11 @@ class SGD(torch.optim.Optimizer):
 class LARS(SGD):
     """SGD whose step on each tensor but the 1-D ones is trust * |p| / |d| long, d = g + wd p (attmask.md 1.10).
 
-    1-D tensors take the plain gradient: no decay, no rescaling. The buffer's key is `mu`.
+    1-D tensors take the plain gradient: no decay, no rescaling. The buffer's key is `mu`. Where tensors are split over ranks,
+    `total` adds up the squares of their parts' norms, once a tensor.
     """
+
+    total: Callable[[Tensor], Tensor] | None = None
 
     def __init__(self, params, lr: float = 0.0, weight_decay: float = 0.0, momentum: float = 0.9, trust: float = 0.001):
         super().__init__(params, lr, weight_decay, momentum)
@@ -71,7 +74,7 @@ class LARS(SGD):
         if parameter.ndim == 1:
             return parameter.grad
         direction = super().direction(parameter, group)
-        weight_norm, direction_norm = parameter.norm(), direction.norm()
+        weight_norm, direction_norm = _norms([parameter, direction], self.total).unbind()
         scale = group["trust"] * weight_norm / direction_norm
         defined = (weight_norm > 0) & (direction_norm > 0)
         return direction * torch.where(defined, scale, torch.ones_like(scale))
@@ -134,27 +137,42 @@ def _gradients(parameters: Iterable[Tensor]) -> list[Tensor]:
 
 
 @torch.no_grad()
-def clip_per_tensor_(parameters: Iterable[Tensor], max_norm: float) -> Tensor:
+def gradient_norms(parameters: Iterable[Tensor], total: Callable[[Tensor], Tensor] | None = None) -> Tensor:
+    """The norm of each gradient that is there, [n]; `total` as in `clip_per_tensor_`."""
+    return _norms(_gradients(parameters), total)
+
+
+def _norms(tensors: list[Tensor], total: Callable[[Tensor], Tensor] | None) -> Tensor:
+    norms = torch.stack(torch._foreach_norm(tensors))
+    return norms if total is None else total(norms.double().square()).sqrt().to(norms.dtype)
+
+
+@torch.no_grad()
+def clip_per_tensor_(parameters: Iterable[Tensor], max_norm: float, total: Callable[[Tensor], Tensor] | None = None) -> Tensor:
     """Shrink each gradient on its own to at most `max_norm`, factor max_norm / (|g| + 1e-6) (attmask.md 1.8).
 
-    Returns the norms before clipping, [n], one for each parameter that has a gradient.
+    Returns the norms before clipping, [n], one for each parameter that has a gradient. `total` sums squares [n] over the
+    ranks where each holds a part of every tensor.
     """
     gradients = _gradients(parameters)
     if not gradients:
         return torch.zeros(0)
-    norms = torch.stack(torch._foreach_norm(gradients))
+    norms = _norms(gradients, total)
     factors = (max_norm / (norms + 1e-6)).clamp(max=1.0)
     torch._foreach_mul_(gradients, list(factors.unbind()))
     return norms
 
 
 @torch.no_grad()
-def clip_global_(parameters: Iterable[Tensor], max_norm: float) -> Tensor:
-    """Shrink all gradients by one factor so that their joint norm is at most `max_norm`; returns that norm before, 0-dim."""
+def clip_global_(parameters: Iterable[Tensor], max_norm: float, total: Callable[[Tensor], Tensor] | None = None) -> Tensor:
+    """Shrink all gradients by one factor so that their joint norm is at most `max_norm`; returns that norm before, 0-dim.
+
+    `total` as in `clip_per_tensor_`.
+    """
     gradients = _gradients(parameters)
     if not gradients:
         return torch.zeros(())
-    norm = torch.stack(torch._foreach_norm(gradients)).norm()
+    norm = _norms(gradients, total).norm()
     torch._foreach_mul_(gradients, (max_norm / (norm + 1e-6)).clamp(max=1.0))
     return norm
 

@@ -1,7 +1,11 @@
 """`Trainer`: one training step, and the state that a checkpoint must hold."""
 
+from __future__ import annotations
+
 import contextlib
 from collections.abc import Callable, Sequence
+from functools import partial
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -9,8 +13,11 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from maskwise.distributed.world import World
 from maskwise.engine.lamb import LAMB
-from maskwise.engine.optim import SGD, clip_global_, clip_per_tensor_
+from maskwise.engine.optim import LARS, SGD, clip_global_, clip_per_tensor_, gradient_norms
 from maskwise.functional.errors import UserError
+
+if TYPE_CHECKING:
+    from maskwise.distributed.shard import Shards  # its imports take a second that only split runs need
 
 
 class Trainer:
@@ -22,23 +29,29 @@ class Trainer:
     norm per tensor or, with `clip_mode="global"`, of all together (None: off). While epoch < `freeze_last_layer` no
     tensor named `last_layer` moves, and in the first `still_steps` steps no parameter named in `still`. `precision` is fp32 or bf16 (autocast).
     `accumulate` takes a batch in that many micro-batches, whose one step is that of the batch whole: same draws, centers and losses (batch norm excepted).
+    `shards` says that the method is split over the ranks; the optimizer then holds this rank's rows (`shards.own`).
     """
 
     def __init__(self, method: nn.Module, *, optimizer: torch.optim.Optimizer, world: World, lr: Callable[[int], float],
                  weight_decay: Callable[[int], float], momentum: Callable[[int], float], steps_per_epoch: int,
                  total_steps: int, clip: float | None = 3.0, clip_mode: str = "tensor", freeze_last_layer: int = 1,
-                 precision: str = "fp32", accumulate: int = 1, still: Sequence[str] = (), still_steps: int = 0):
-        self.method, self.optimizer, self.world = method.to(world.device).train(), optimizer, world
+                 precision: str = "fp32", accumulate: int = 1, still: Sequence[str] = (), still_steps: int = 0, shards: Shards | None = None):
+        self.method, self.optimizer, self.world, self.shards = method.train(), optimizer, world, shards
         self.lr, self.weight_decay, self.momentum = lr, weight_decay, momentum
         self.steps_per_epoch, self.total_steps = steps_per_epoch, total_steps
         self.clip, self.clip_mode, self.freeze_last_layer, self.precision = clip, clip_mode, freeze_last_layer, precision
         self.accumulate = accumulate
-        self.forward = world.wrap(method)
+        if shards is None:
+            self.forward = world.wrap(method.to(world.device))
+        else:
+            self.forward = partial(shards.run, method.forward)
+            if isinstance(optimizer, LARS):
+                optimizer.total = shards.total
         self.statistics = [buffer for part in method.modules() if isinstance(part, _BatchNorm) for buffer in part.buffers(recurse=False)]
         self.step_index = 0
         self.skipped = torch.zeros((), dtype=torch.int64, device=world.device)
         self.skipped_in_a_row = torch.zeros_like(self.skipped)
-        self.names = {parameter: name for name, parameter in method.named_parameters()}
+        self.names = {parameter: name for name, parameter in (shards.own.items() if shards else method.named_parameters())}
         self.still, self.still_steps = [parameter for parameter, name in self.names.items() if name in set(still)], still_steps
         self.parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
         strangers = [parameter for parameter in self.parameters if parameter not in self.names]
@@ -70,7 +83,8 @@ class Trainer:
         statistics = [buffer.clone() for buffer in self.statistics]
         self.optimizer.zero_grad(set_to_none=True)
         seen = self._losses(*crops, sample_ids, {"step": step, "epoch": epoch})
-
+        if self.shards:
+            self.shards.take_gradients()
         if step < self.still_steps:  # every gradient was computed, so that ranks never wait for one
             for parameter in self.still:
                 parameter.grad = None
@@ -89,10 +103,14 @@ class Trainer:
         self.step_index += 1
         return {**seen, "grad_norm": torch.linalg.vector_norm(norms), "ok": ok}
 
+    def shown(self):
+        """The method as evaluations and pictures may look at it on every rank alone; every rank must ask where it is split."""
+        return self.shards.shown() if self.shards else self.method
+
     def tensors(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """All that a checkpoint must hold: the method's state dict, and the moments as `exp_avg/PARAMETER NAME`."""
+        """All that a checkpoint must hold: the method's state dict, and the moments as `exp_avg/PARAMETER NAME`; split where the method is."""
         moments = {
-            f"{key}/{self.names[parameter]}": value
+            f"{key}/{self.names[parameter]}": self.shards.like(self.names[parameter], value) if self.shards else value
             for parameter, state in self.optimizer.state.items()
             for key, value in state.items()
             if isinstance(value, Tensor)
@@ -102,12 +120,12 @@ class Trainer:
     def load_tensors(self, model: dict[str, Tensor], optimizer: dict[str, Tensor], *, step: int, skipped: int = 0) -> None:
         """Take up the state of `tensors()` after `step` steps; raises UserError when names or shapes do not fit."""
         try:
-            self.method.load_state_dict(model)
+            self.method.load_state_dict(self.shards.divide(model) if self.shards else model)
             index = {self.names[parameter]: i for i, parameter in enumerate(self.parameters)}
             state: dict[int, dict[str, Tensor]] = {}
             for key, value in optimizer.items():
                 kind, name = key.split("/", 1)
-                state.setdefault(index[name], {})[kind] = value
+                state.setdefault(index[name], {})[kind] = self.shards.mine(name, value) if self.shards else value
         except (RuntimeError, KeyError) as error:
             reason = str(error).replace("\n", " ")
             raise UserError(f"the checkpoint does not fit this model ({reason}): use the recipe it was made with, or another folder") from None
@@ -122,11 +140,11 @@ class Trainer:
         lessons = [{}] * len(parts)
         if len(parts) > 1 and hasattr(self.method, "teach"):
             with self._precision():
-                taught = [self.method.teach(*crops, **when, sample_ids=ids) for *crops, ids in parts]
-                lessons = [{"lesson": lesson} for lesson in self.method.agree(taught, when["epoch"])]
+                lessons = self.shards.run(self._taught, parts, when) if self.shards else self._taught(parts, when)
         found = []
         for i, ((*crops, ids), lesson) in enumerate(zip(parts, lessons)):
-            together = self.world.size == 1 or i == len(parts) - 1  # ranks exchange gradients once a step
+            # ranks exchange gradients once a step; shards after every micro-batch, or each would need room for them whole
+            together = self.world.size == 1 or i == len(parts) - 1 or self.shards is not None
             with contextlib.nullcontext() if together else self.forward.no_sync():
                 with self._precision():
                     seen = self.forward(*crops, **when, sample_ids=ids, **lesson)
@@ -135,6 +153,10 @@ class Trainer:
         if len(found) == 1:
             return found[0]
         return {key: torch.stack([each[key] for each in found]).mean(dim=0) for key in found[0]}
+
+    def _taught(self, parts, when: dict) -> list[dict]:
+        taught = [self.method.teach(*crops, **when, sample_ids=ids) for *crops, ids in parts]
+        return [{"lesson": lesson} for lesson in self.method.agree(taught, when["epoch"])]
 
     def _precision(self):
         return torch.autocast(self.world.device.type, torch.bfloat16, enabled=self.precision == "bf16")
@@ -151,10 +173,11 @@ class Trainer:
 
     def _clip(self):
         """Clip the reduced gradients; returns their norms before."""
+        total = self.shards.total if self.shards else None
         if self.clip:
             clip = clip_per_tensor_ if self.clip_mode == "tensor" else clip_global_
-            return clip(self.parameters, self.clip)
-        return torch.stack(torch._foreach_norm([parameter.grad for parameter in self.parameters if parameter.grad is not None]))
+            return clip(self.parameters, self.clip, total)
+        return gradient_norms(self.parameters, total)
 
     def _finite(self, loss, norms):
         """Whether loss and gradients are finite on every rank, as a 0-dim bool on the device."""

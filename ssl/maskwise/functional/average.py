@@ -18,8 +18,8 @@ def ema_(teacher: Mapping[str, Tensor], student: Mapping[str, Tensor], momentum:
         raise ValueError(f"teacher and student differ in {len(differing)} tensors, {differing[0]} among them")
     if not teacher:
         return
-    kept = list(teacher.values())
-    new = [student[name].detach() for name in teacher]
+    kept = [_own(tensor) for tensor in teacher.values()]
+    new = [_own(student[name].detach()) for name in teacher]
     if ok is None or ok.device.type == "cpu" and kept[0].device.type == "cpu":
         if ok is None or ok:  # on the host it costs nothing to look
             torch._foreach_lerp_(kept, new, 1.0 - momentum)
@@ -28,3 +28,8 @@ def ema_(teacher: Mapping[str, Tensor], student: Mapping[str, Tensor], momentum:
     weight = (1.0 - momentum) * ok.to(kept[0].device, torch.float64)
     torch._foreach_mul_(steps, weight.to(kept[0].dtype))
     torch._foreach_add_(kept, steps)
+
+
+def _own(tensor: Tensor) -> Tensor:
+    """The rows of a tensor that this process holds, where it is split over several; they share its memory."""
+    return tensor.to_local() if hasattr(tensor, "to_local") else tensor

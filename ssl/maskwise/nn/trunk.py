@@ -42,6 +42,10 @@ def through(
     packed = {} if shapes is None else {"shapes": shapes}
 
     def pass_block(i: int, x: Tensor):
+        gathered = getattr(blocks[i], "gathered", None)  # a block that is split over ranks collects its weights around what it does
+        return branches(i, x) if gathered is None else gathered(branches, i, x)
+
+    def branches(i: int, x: Tensor):
         block, scale = blocks[i], None if factors is None else factors[i]
         residual, q, k, still = anatomy.attention_branch(block, x, turns, i, **lean, **packed)
         x = x + (residual if scale is None else residual * scale[0])

@@ -24,7 +24,7 @@ OFFSETS = "DCP_SHARDING_INFO"  # the key under which torch's writer of safetenso
 
 
 class Shards:
-    """Splits a student-teacher method in place: each block of both backbones is gathered when it runs, the rest for the whole step.
+    """Splits a student-teacher method in place: each block of both transformers is gathered when it runs, all else for the whole step.
 
     `kind` "fsdp" splits over all ranks, "hsdp" over the ranks of a node and repeats that on every node. Each rank keeps an equal
     share of rows of every tensor, of the teacher's the same as of the student's, so that the moving average is local; buffers
@@ -42,7 +42,7 @@ class Shards:
         narrow = precision == "bf16" and world.device.type == "cuda"
         policy = MixedPrecisionPolicy(*((torch.bfloat16, torch.float32) if narrow else ()), cast_forward_inputs=False)
         for network in (method.student, method.teacher):
-            for block in getattr(network.encoder.backbone, "blocks", ()):
+            for block in dict(network.encoder.backbone.named_children()).get("blocks", ()):
                 _split(block, self.mesh, policy)
         _split(method, self.mesh, MixedPrecisionPolicy(cast_forward_inputs=False))
         self.method = method

@@ -1,0 +1,90 @@
+"""Two hosts on one machine: network namespaces with an address each and a cable between them that can be cut."""
+
+import os
+import shutil
+import subprocess
+import time
+from pathlib import Path
+
+ADDRESSES = ("10.203.77.1", "10.203.77.2")
+INTERFACE = "cable"
+
+
+class Refused(Exception):
+    """This machine makes no network namespaces for us; the text says why."""
+
+
+class Hosts:
+    """Two network namespaces, left again at the end; raises Refused where the kernel or a missing tool stands in the way."""
+
+    def __enter__(self):
+        missing = [tool for tool in ("unshare", "nsenter", "ip") if shutil.which(tool) is None]
+        if missing:
+            raise Refused(f"{', '.join(missing)} is not installed")
+        self.user = [] if os.geteuid() == 0 else ["--user", "--preserve-credentials"]
+        self.keepers = []
+        try:
+            self._keep(["unshare", "--net", *(["--map-root-user"] if self.user else [])])
+            inside = ["nsenter", "--target", str(self.keepers[0].pid), *self.user] if self.user else []
+            self._keep([*inside, "unshare", "--net"])
+            self.ip(0, "link", "add", INTERFACE, "type", "veth", "peer", "name", INTERFACE, "netns", str(self.keepers[1].pid))
+            for host, address in enumerate(ADDRESSES):
+                self.ip(host, "link", "set", "lo", "up")
+                self.ip(host, "address", "add", f"{address}/24", "dev", INTERFACE)
+                self.ip(host, "link", "set", INTERFACE, "up")
+        except Refused:
+            self.__exit__()
+            raise
+        return self
+
+    def __exit__(self, *exception):
+        for keeper in self.keepers:
+            keeper.kill()
+            keeper.wait()
+
+    def on(self, host: int) -> list[str]:
+        """The words before a command that make it run on a host."""
+        return ["nsenter", "--target", str(self.keepers[host].pid), *self.user, "--net"]
+
+    def ip(self, host: int, *words: str) -> None:
+        done = subprocess.run([*self.on(host), "ip", *words], capture_output=True, text=True)
+        if done.returncode:
+            raise Refused(f"ip {' '.join(words)}: {done.stderr.strip()}")
+
+    def cut(self) -> None:
+        """Pull the cable: nothing arrives any more, and nobody is told."""
+        self.ip(1, "link", "set", INTERFACE, "down")
+
+    def _keep(self, command):
+        keeper = subprocess.Popen([*command, "sleep", "600"], stderr=subprocess.PIPE, text=True)
+        self.keepers.append(keeper)
+        ours = os.readlink("/proc/self/ns/net")
+        for _ in range(500):
+            if keeper.poll() is not None:
+                raise Refused(keeper.stderr.read().strip() or f"{command[0]} ended with {keeper.returncode}")
+            if os.readlink(f"/proc/{keeper.pid}/ns/net") != ours and Path(f"/proc/{keeper.pid}/comm").read_text().strip() == "sleep":
+                return
+            time.sleep(0.01)
+        raise Refused("no namespace came within five seconds")
+
+
+def ranks_below(pid: int) -> dict[int, int]:
+    """{rank: process} of the ranks that torchrun started below a process."""
+    parents, found = {}, {}
+    for path in Path("/proc").glob("[0-9]*"):
+        try:
+            parents[int(path.name)] = int(path.joinpath("stat").read_text().rpartition(")")[2].split()[1])
+        except (OSError, IndexError):
+            continue
+    below = {pid}
+    while more := {child for child, parent in parents.items() if parent in below} - below:
+        below |= more
+    for child in below:
+        try:
+            variables = dict(each.partition("=")[::2] for each in Path(f"/proc/{child}/environ").read_text().split("\0"))
+            state = Path(f"/proc/{child}/stat").read_text().rpartition(")")[2].split()[0]
+        except OSError:
+            continue
+        if "LOCAL_RANK" in variables and state != "Z" and parents[child] not in found.values():
+            found.setdefault(int(variables["RANK"]), child)
+    return found

@@ -207,8 +207,8 @@ def sharded(model, recipe: Recipe, world: World, precision: str):
     if kind == "none" or world.size == 1:
         model.to(world.device)
         return None
-    if not hasattr(model, "teacher"):
-        raise UserError(f"speed.shard={kind} splits a student and a teacher, and method {recipe.method.name} has no teacher: leave it out")
+    if recipe.learns_labels:
+        raise UserError(f"speed.shard={kind} is for methods with a student and a teacher, not for {recipe.method.name}: leave it out")
     if recipe.speed.compile:
         raise UserError(f"speed.compile=true and speed.shard={kind} do not go together: leave one of them out")
     if recipe.optimizer.name not in OPTIMIZERS_OF_PARTS:

@@ -80,13 +80,9 @@ def evaluate(name: str, model, *, train=None, test=None, world: World | None = N
     loaded = isinstance(model, (str, Path))
     ours = World.start() if world is None and (loaded or os.environ.get("WORLD_SIZE", "1") != "1") else None
     world = world or ours or World()
-<<<<<<< HEAD
     if loaded and takes_classifier(name) and options.get("probe") is None and (trained := labelled.classifier_of(model, built)) is not None:
         options["classifier"] = trained.to(world.device)
-    try:
-=======
     with (ours or World()).together():
->>>>>>> 0f6b79a (Ranks that are lost end the others in one line; weights, gradients and moments may lie split over the ranks (FSDP2), stored whole through DCP)
         report = EVALUATIONS[name](built.to(world.device) if loaded else built, data, world, **options)
         if loaded and Path(model).is_dir() and world.is_main:
             with contextlib.suppress(OSError):

@@ -18,6 +18,7 @@ from maskwise.data.multicrop import MultiCrop
 from maskwise.data.subset import evenly
 from maskwise.distributed.world import World
 from maskwise.engine.checkpoint import Checkpoints
+from maskwise.engine.determinism import be_deterministic
 from maskwise.engine.journal import Journal, prepare_folder
 from maskwise.engine.loop import fit
 from maskwise.engine.memory import keep_freed_memory
@@ -111,9 +112,10 @@ def method(recipe: Recipe, world: World, start: Start | None = None, classes: in
         all_sum=world.all_sum, world_size=world.size, seed=recipe.seed,
         masking=row(MASKINGS, "masking", recipe.masking.name)(seed=recipe.seed, **recipe.masking.keywords()),
     )  # fmt: skip
-    if recipe.method.name == "ibot":
+    maker = row(METHODS, "method", recipe.method.name)
+    if "patch_temp" in parameters_of(maker)[0]:  # iBOT, or a method of one's own made from it
         options.update(patch_temp=teacher.patch_temp, warmup_patch_temp=teacher.warmup_patch_temp)
-    built = row(METHODS, "method", recipe.method.name)(student, head, **options)
+    built = maker(student, head, **options)
     if start and start.source:
         start.fill(built, recipe.method.start_head)
     return built
@@ -250,6 +252,8 @@ def train(recipe: Recipe, out, *, quiet: bool = False) -> dict:
     test = labelled_test(recipe, data)
     if recipe.speed.threads:
         torch.set_num_threads(recipe.speed.threads)
+    if recipe.speed.deterministic:
+        be_deterministic()
     world = World.start()
     if recipe.speed.keep_memory and world.device.type == "cpu":
         keep_freed_memory()
@@ -286,7 +290,9 @@ def train(recipe: Recipe, out, *, quiet: bool = False) -> dict:
             evaluate_every={"knn": recipe.evaluate.knn_every * per_epoch, "top1": recipe.evaluate.top1_every * per_epoch, **{one.name: one.every * per_epoch for one in scheduled(recipe.evaluate.also)}},
             pictures=partial(masks_picture, teacher) if recipe.evaluate.pictures_every and not recipe.learns_labels else None,
             pictures_every=recipe.evaluate.pictures_every * per_epoch,
-            evaluate_first=("knn",) if start else (),
+            evaluate_first=("knn",) if start or recipe.evaluate.knn_first else (),
+            max_bad_steps=recipe.train.max_bad_steps,
+            rows=2 * recipe.train.batch_size // world.size // recipe.train.accumulate,
         )  # fmt: skip
         return {**result, "folder": str(folder)}
 

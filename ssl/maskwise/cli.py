@@ -12,6 +12,7 @@ from maskwise.functional.errors import UserError
 
 ABOUT = "Self-supervised vision pretraining that chooses what to hide."
 STOPPED = 130  # what a shell expects after Ctrl-C
+SICK = 1  # `maskwise doctor RUN` found something wrong
 PATH_TROUBLE = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.ENOENT, errno.ENOTDIR, errno.EISDIR}
 
 
@@ -80,9 +81,10 @@ def picked(data: str, out: str | None) -> tuple[str, str]:
 
 
 def doctor(words: list[str]) -> int:
-    """measure what a recipe costs here: memory, img/s, data-bound or compute-bound, and advice"""
-    parser = Parser("maskwise doctor", description="Measure a few real steps of a recipe on this machine, and what its batch and data advise; nothing is written.")
-    parser.add_argument("recipe", metavar="RECIPE", nargs="?", help="a recipe file, a shipped one or a run folder; without it only the machine is looked at")
+    """measure what a recipe costs here (memory, img/s, advice), or say what is wrong with a RUN"""
+    parser = Parser("maskwise doctor", description="Measure a few real steps of a recipe on this machine, and what its batch and data advise; or read a run folder "
+                    "and say whether the run is healthy (exit status 0) or what is wrong with it (1). Nothing is written.")  # fmt: skip
+    parser.add_argument("recipe", metavar="RECIPE|RUN", nargs="?", help="a recipe file, a shipped one or a run folder; without it only the machine is looked at. RUN/recipe.yaml measures a run's recipe")
     parser.add_argument("--seconds", type=float, default=10.0, metavar="N", help="about how long to measure (default: %(default)s)")
     parser.add_argument("overrides", metavar="section.key=value", nargs="*", help="what to change in the recipe")
     given = parser.parse_intermixed_args(words)
@@ -90,6 +92,14 @@ def doctor(words: list[str]) -> int:
         raise UserError(f"doctor: --seconds {given.seconds:g} is no time to measure in; give more than 0")
     from maskwise.recipe import read_recipe
 
+    if given.recipe is not None and os.path.isdir(given.recipe):
+        from maskwise.doctor.diagnosis import diagnose
+
+        if given.overrides:
+            raise UserError(f"doctor: a run is read as it is; to measure its recipe with changes give {given.recipe}/recipe.yaml")
+        found = diagnose(given.recipe)
+        say(found.text())
+        return SICK if found.findings else 0
     recipe = None if given.recipe is None else read_recipe(given.recipe, *given.overrides)
     from maskwise.doctor.report import told
 
@@ -325,7 +335,7 @@ def complain(text: str) -> None:
 
 
 def main(words: list[str] | None = None) -> int:
-    """Run one verb; returns the exit status: 0, 2 after a mistake of the user, 130 after Ctrl-C."""
+    """Run one verb; returns the exit status: 0, 1 where the doctor finds a run sick, 2 after a mistake of the user, 130 after Ctrl-C."""
     words = list(sys.argv[1:] if words is None else words)
     try:
         if not words or words[0] in ("-h", "--help", "help"):

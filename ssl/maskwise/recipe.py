@@ -195,7 +195,8 @@ class Optimizer(Section):
 @dataclass(frozen=True)
 class Train(Section):
     """Length and bookkeeping of the run; steps, when given, replaces epochs; batch_size is global, taken in `accumulate`
-    micro-batches whose step is that of the whole; save_every in steps (null: each epoch)."""
+    micro-batches whose step is that of the whole; save_every in steps (null: each epoch); after max_bad_steps steps in a row whose loss
+    or gradient is not finite the run stops."""
 
     epochs: int = 100
     steps: Optional[int] = None
@@ -204,6 +205,7 @@ class Train(Section):
     log_every: int = 10
     save_every: Optional[int] = None
     keep: int = 2
+    max_bad_steps: int = 100
     precision: Literal["auto", "fp32", "bf16"] = "auto"
 
 
@@ -211,9 +213,11 @@ class Train(Section):
 class Evaluate(Section):
     """The k-NN on the way, every knn_every epochs and at the end (0: never, and so without test images); top1_every: the accuracy
     of what learns labels, likewise; `also` any other evaluation, a
-    line each: `linear every=10 limit_train=5000 preset=simpool epochs=20` (every in epochs, 0: only at the end); pictures_every in epochs (0: never)."""
+    line each: `linear every=10 limit_train=5000 preset=simpool epochs=20` (every in epochs, 0: only at the end); pictures_every in epochs (0: never);
+    knn_first: a k-NN before the first step too, so that an alarm can tell when training makes features worse."""
 
     knn_every: int = 10
+    knn_first: bool = False
     top1_every: int = 1
     k: tuple[int, ...] = (10, 20, 100, 200)
     limit_bank: Optional[int] = None
@@ -227,7 +231,8 @@ class Speed(Section):
     """What changes the speed and, beyond rounding, nothing else; left out of the hash.
 
     `compile` compiles the blocks of the backbone; `checkpointing` computes again in the backward pass what it names
-    (auto: the elementwise on a CPU, nothing on a GPU); `keep_memory` keeps freed CPU memory for the next step; `shard` splits weights,
+    (auto: the elementwise on a CPU, nothing on a GPU); `keep_memory` keeps freed CPU memory for the next step;
+    `deterministic` takes only GPU kernels that give the same bits each time (slower; CPU runs repeat themselves anyway); `shard` splits weights,
     gradients and moments over all ranks (fsdp) or over those of a node (hsdp).
     """
 
@@ -238,6 +243,7 @@ class Speed(Section):
     checkpointing: Literal["auto", "none", "elementwise", "blocks"] = "auto"
     keep_memory: bool = True
     shard: Literal["none", "fsdp", "hsdp"] = "none"
+    deterministic: bool = False
 
 
 SECTIONS = {

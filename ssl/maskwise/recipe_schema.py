@@ -74,7 +74,7 @@ BOUNDS = {
         lambda v: v >= 1,
         """data.per_class data.count data.size augment.size augment.splits augment.repeats classifier.classes optimizer.lr_per crops.global_size crops.local_size backbone.image_size backbone.patch_size backbone.depth
         backbone.embed_dim backbone.num_heads head.prototypes head.hidden head.bottleneck head.layers head.patch_prototypes train.epochs train.steps
-        train.batch_size train.accumulate train.log_every train.save_every train.keep evaluate.k evaluate.limit_bank speed.threads
+        train.batch_size train.accumulate train.log_every train.save_every train.keep train.max_bad_steps evaluate.k evaluate.limit_bank speed.threads
         pooling.num_heads pooling.groups pooling.tokens pooling.gram_width pooling.gram_groups pooling.embed pooling.mlp_groups pooling.k pooling.iterations pooling.layers pooling.blocks""",
     ),
     f"from 1 to {PIXELS_AT_MOST}": (lambda v: 1 <= v <= PIXELS_AT_MOST, "data.max_pixels"),

@@ -49,6 +49,7 @@ def this_start(world: World) -> dict:
     """Ranks, device, time and versions of a start; run.json lists one for each time the run was started, with its first step."""
     return {
         "ranks": world.size, "device": device_name(world.device), "commit": commit(), "started": time.strftime("%Y-%m-%dT%H:%M:%S"),
+        "threads": torch.get_num_threads(), "deterministic": torch.are_deterministic_algorithms_enabled(),
         "versions": {"python": platform.python_version(), "torch": torch.__version__},
     }  # fmt: skip
 

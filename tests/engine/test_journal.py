@@ -30,12 +30,12 @@ def test_lines_reports_and_alarms(tmp_path):
     line = journal.line(2, {"loss": 5.0, "lr": 0.1})
     assert list(line) == ["step", "loss", "lr", "img_s", "data_wait", "seconds"] and 0 <= line["data_wait"] <= 1 and line["img_s"] > 0
     journal.report(2, "knn", Report({"top1": 30.5, "per_class": [1, 2]}))
-    journal.alarm(2, "odd")
+    journal.alarm(2, "kind", "odd")
     journal.pictures(2, {"sheet": numpy.zeros((4, 5, 3), numpy.uint8)})
     journal.unreadable({"b.jpg": "truncated"})
     journal.close()
     lines = read_metrics(tmp_path / "metrics.jsonl")
-    assert lines[1:] == [{"step": 2, "report": "knn", "numbers": {"top1": 30.5, "per_class": [1, 2]}}, {"step": 2, "alarm": "odd"}]
+    assert lines[1:] == [{"step": 2, "report": "knn", "numbers": {"top1": 30.5, "per_class": [1, 2]}}, {"step": 2, "alarm": "odd", "kind": "kind"}]
     assert (tmp_path / "reports" / "knn_step_00000002.json").exists() and (tmp_path / "pictures" / "sheet_step_00000002.png").exists()
     assert os.listdir(tmp_path / "tensorboard")
     assert (tmp_path / "bad_images.txt").read_text() == "b.jpg\ttruncated\n"

@@ -145,16 +145,55 @@ def test_a_damaged_checkpoint_goes_back_one_and_arrives_at_the_same(tmp_path):
     assert same(one, two) and lines(whole) == lines(broken)
 
 
-def test_nothing_finite_any_more_stops_the_run_in_one_line(tmp_path, monkeypatch):
-    monkeypatch.setattr(loop, "HOPELESS", 4)
+def test_nothing_finite_any_more_stops_the_run_in_one_line(tmp_path):
     it = trainer(12)
     before = {key: value.clone() for key, value in it.method.state_dict().items()}
     it.method.student.encoder.trunk.weight.register_hook(lambda gradient: gradient * float("nan"))
     with pytest.raises(UserError, match="the last 4 steps had a non-finite loss or gradient") as caught:
-        run(tmp_path, world_trainer=it)
+        run(tmp_path, world_trainer=it, max_bad_steps=4)
     assert "\n" not in str(caught.value)
     assert all(torch.equal(before[key], value) for key, value in it.method.state_dict().items())
-    assert [line["alarm"][:7] for line in lines(tmp_path) if "alarm" in line] == ["2 of 2 ", "4 of 4 "]
+    assert [(line["kind"], line["alarm"][:7]) for line in lines(tmp_path) if "alarm" in line] == [("skipped", "2 of 2 "), ("skipped", "4 of 4 ")]
+    bad = read_metrics(tmp_path / "bad_batches.jsonl")
+    assert [(each["step"], each["causes"]) for each in bad] == [(step, ["gradient"]) for step in (1, 2, 3, 4)]
+    assert [each["sample_ids"] for each in bad] == [[list(range(step, step + 8))] for step in range(4)]
+    assert str(tmp_path / "bad_batches.jsonl") in str(caught.value)
+
+
+def test_bad_steps_are_listed_once_though_the_run_is_broken_off(tmp_path):
+    """Steps 4, 6 and 8 are bad; the run is told to stop in step 7, or breaks off in step 9 after its checkpoint at 5."""
+    expected = None
+    for way in ("whole", "stopped", "broken"):
+        folder = tmp_path / way
+        folder.mkdir()
+        for start in range(1 if way == "whole" else 2):
+            it, step_of = trainer(12), {}
+            poison = lambda crops: crops * (float("nan") if it.step_index in (4, 6, 8) else 1.0)  # noqa: E731
+            it._floats, step_of["floats"] = (lambda crops, floats=it._floats: poison(floats(crops))), it._floats
+
+            def trouble(step):
+                if start == 0 and way == "stopped" and step == 7:
+                    signal.raise_signal(signal.SIGTERM)
+                if start == 0 and way == "broken" and step == 9:
+                    raise UserError("broken off")
+
+            try:
+                run(folder, world_trainer=it, on_batch=trouble)
+            except UserError:
+                assert way == "broken" and start == 0
+        listed = (folder / "bad_batches.jsonl").read_text()
+        expected = expected or listed
+        assert [json.loads(line)["step"] for line in listed.splitlines()] == [5, 7, 9] and listed == expected, way
+        assert json.loads(listed.splitlines()[0])["causes"] == ["loss", "gradient"]
+
+
+def test_a_logged_line_is_json_though_its_loss_is_no_number(tmp_path):
+    it = trainer(4)
+    it._floats = lambda crops: crops * float("nan")
+    run(tmp_path, total=4, world_trainer=it)
+    text = (tmp_path / "metrics.jsonl").read_text()
+    assert "NaN" not in text and "Infinity" not in text
+    assert [line["loss"] for line in lines(tmp_path) if "loss" in line] == [None, None]
 
 
 def test_one_rank_is_told_and_all_stop_at_the_same_step(tmp_path):

@@ -16,6 +16,7 @@ from maskwise.functional.draw import write_png
 from maskwise.functional.errors import UserError
 
 PLAIN_SECONDS, BAR_SECONDS = 10.0, 0.2
+BAD_BATCHES = "bad_batches.jsonl"
 
 
 def prepare_folder(path) -> Path:
@@ -42,7 +43,7 @@ class Journal:
         self.folder, self.total_steps, self.main, self.about = Path(folder), total_steps, main, about
         self.quiet, self.tensorboard = quiet or not main, tensorboard and main
         self.terminal = not self.quiet and sys.stderr.isatty()
-        self.metrics = self.events = None
+        self.metrics = self.bad = self.events = None
         self.late: dict[Path, Callable[[Path], None]] = {}
         self.loss, self.shown_at, self.bar = float("nan"), -1e9, ""
         self.seconds_before = 0.0
@@ -61,6 +62,8 @@ class Journal:
             return kept
         try:
             self.metrics = Appending(path, keep=length, say=self.say)
+            if (bad := self.folder / BAD_BATCHES).exists():
+                self.bad = Appending(bad, keep=whole_lines(bad, step)[1], say=self.say)
             (self.folder / "preempted").unlink(missing_ok=True)
             for half in (*self.folder.glob("reports/.*_step_*"), *self.folder.glob("pictures/.*_step_*")):  # left by a kill
                 half.unlink()
@@ -130,10 +133,17 @@ class Journal:
         numbers = "  ".join(f"{key} {value:.4g}" for key, value in report.numbers.items() if isinstance(value, (int, float)))
         self.say(f"{name} at step {step}: {numbers}")
 
-    def alarm(self, step: int, text: str) -> None:
+    def alarm(self, step: int, kind: str, text: str) -> None:
         """Write and say one alarm."""
-        self._write({"step": step, "alarm": text})
+        self._write({"step": step, "alarm": text, "kind": kind})
         self.say(f"alarm: {text}")
+
+    def bad_batches(self, batches: list[dict]) -> None:
+        """Add the steps that were left out, with their causes and sample ids, to bad_batches.jsonl."""
+        if batches and self.metrics:
+            self.bad = self.bad or Appending(self.folder / BAD_BATCHES, say=self.say)
+            for each in batches:
+                self.bad.write((json.dumps(each) + "\n").encode())
 
     def pictures(self, step: int, pictures: dict) -> None:
         """Save uint8 pictures [H,W,3] by name under pictures/ and show them in TensorBoard."""
@@ -170,7 +180,7 @@ class Journal:
     def flush(self) -> None:
         """Bring everything written so far, and what the disk refused before, to the disk."""
         self._catch_up()
-        for file in (self.metrics, self.events):
+        for file in (self.metrics, self.bad, self.events):
             if file:
                 file.flush()
 
@@ -182,14 +192,15 @@ class Journal:
         self._catch_up()
         if self.late:
             self.say(f"never written, the disk refused: {', '.join(str(path) for path in self.late)}")
-        for file in (self.metrics, self.events):
+        for file in (self.metrics, self.bad, self.events):
             if file:
                 file.close()
-        self.metrics = self.events = None
+        self.metrics = self.bad = self.events = None
 
     def _write(self, line):
         if self.metrics:
-            self.metrics.write((json.dumps(line) + "\n").encode())
+            plain = {key: None if isinstance(value, float) and not math.isfinite(value) else value for key, value in line.items()}  # JSON knows no NaN
+            self.metrics.write((json.dumps(plain) + "\n").encode())
 
     def _file(self, path, write):
         """A file of its own, by `write(path)`: now or, where the disk refuses, with the next flush."""

@@ -9,26 +9,25 @@ from maskwise.engine.bad_images import BadImages
 from maskwise.engine.checkpoint import Checkpoint, Checkpoints
 from maskwise.engine.health import Health
 from maskwise.engine.interrupts import Interrupts
-from maskwise.engine.journal import Journal
+from maskwise.engine.journal import BAD_BATCHES, Journal
 from maskwise.engine.trainer import Trainer
 from maskwise.functional.draws import seeded
 from maskwise.functional.errors import UserError
 
-HOPELESS = 100  # bad steps in a row after which a run stops
-
 
 def fit(trainer: Trainer, batches_from: Callable[[int], Iterator], augment: Callable, journal: Journal, checkpoints: Checkpoints,
         evaluations: dict[str, Callable], *, log_every: int, save_every: int, evaluate_every: int | dict[str, int] = 0,
-        pictures: Callable | None = None, pictures_every: int = 0, evaluate_first: tuple[str, ...] = ()) -> dict:
+        pictures: Callable | None = None, pictures_every: int = 0, evaluate_first: tuple[str, ...] = (),
+        max_bad_steps: int = 100, rows: int | None = None) -> dict:
     """Train to the end, from the last checkpoint if there is one; returns {"status", "step", "skipped"}.
 
     `batches_from(step)` yields this rank's batches from that step on; `augment(batch)` makes its float crops;
     `evaluations` map a name to a callable(method) -> Report, due every `evaluate_every` steps (one number for all, or one
     for each name; 0: only at the end), at the end and, those named in `evaluate_first`, before the first step; `pictures(method, batch)`
-    returns uint8 pictures by name. The status is "complete", or "preempted" after
+    returns uint8 pictures by name; `rows` is how many global crops a (micro-)batch of one rank has. The status is "complete", or "preempted" after
     SIGTERM, SIGUSR1 or Ctrl-C on any rank: the step is finished and saved first. A checkpoint that the disk refuses is said and tried again
     when the next is due; at the end, or when told to stop, it is an error. Raises UserError for that, when a checkpoint is
-    unusable or no step is finite any more, and whatever the batches raise.
+    unusable or `max_bad_steps` steps in a row were not finite, and whatever the batches raise.
     """
     world, total = trainer.world, trainer.total_steps
     every = evaluate_every if isinstance(evaluate_every, dict) else dict.fromkeys(evaluations, evaluate_every)
@@ -36,12 +35,12 @@ def fit(trainer: Trainer, batches_from: Callable[[int], Iterator], augment: Call
         found = resume(trainer, checkpoints)
         if trainer.step_index >= total:
             return {"status": "complete", "step": total, "skipped": int(trainer.skipped)}
-        health, reported = reopen(trainer, journal, found)
+        health, reported = reopen(trainer, journal, found, rows)
         if world.any(interrupts.asked):  # before the first step: what there is to save is saved
             return preempted(trainer, journal)
         first = evaluate_first if trainer.step_index == 0 else ()
         put_off = {name: call for name, call in evaluations.items() if name not in reported and (name in first or due(trainer.step_index, every[name]))}
-        report(trainer, journal, put_off)  # by the interruption
+        report(trainer, journal, health, put_off)  # by the interruption
         stream = batches_from(trainer.step_index)
         batches, bad = ahead(stream, world.device), BadImages(journal, world)
         while trainer.step_index < total:
@@ -54,9 +53,10 @@ def fit(trainer: Trainer, batches_from: Callable[[int], Iterator], augment: Call
 
             if last or due(step, log_every):
                 line = journal.line(step, numbers(trainer, seen))
-                for text in health.check(line):
-                    journal.alarm(step, text)
-                refuse_hopeless(trainer)
+                journal.bad_batches(trainer.bad_batches())
+                for alarm in health.check(line):
+                    journal.alarm(step, *alarm)
+                refuse_hopeless(trainer, journal, max_bad_steps)
             if last or stop or due(step, log_every) or due(step, save_every):
                 bad.check(stream)
             if pictures and (last or due(step, pictures_every)):
@@ -65,7 +65,7 @@ def fit(trainer: Trainer, batches_from: Callable[[int], Iterator], augment: Call
                     if journal.main:
                         journal.pictures(step, pictures(shown, batch))
             if last or not stop:
-                report(trainer, journal, {name: call for name, call in evaluations.items() if last or due(step, every[name])})
+                report(trainer, journal, health, {name: call for name, call in evaluations.items() if last or due(step, every[name])})
             if last or stop or due(step, save_every):
                 with paused(journal):
                     save(trainer, journal, checkpoints, final=last or stop)
@@ -86,15 +86,17 @@ def resume(trainer: Trainer, checkpoints: Checkpoints) -> Checkpoint | None:
     return found
 
 
-def reopen(trainer: Trainer, journal: Journal, found: Checkpoint | None) -> tuple[Health, set[str]]:
+def reopen(trainer: Trainer, journal: Journal, found: Checkpoint | None, rows: int | None) -> tuple[Health, set[str]]:
     """Cut the journal where the checkpoint stands; returns a Health that has read it and the reports made at this step."""
     step = trainer.step_index
     lines = journal.open(step, found.meta.get("seconds", 0.0) if found else 0.0)
-    center = getattr(trainer.method, "center", None)
-    health = Health(None if center is None else center.shape[-1], patience=max(100, trainer.total_steps // 10))
+    prototypes = {key: len(center) for key in ("center", "patch_center") if (center := getattr(trainer.method, key, None)) is not None}
+    health = Health(prototypes.get("center"), patch_prototypes=prototypes.get("patch_center"), rows=rows, total_steps=trainer.total_steps)
     for line in lines:
         if "loss" in line:
             health.check(line)
+        elif "report" in line:
+            health.judge(line["step"], line["report"], line["numbers"])
     return health, {line["report"] for line in lines if "report" in line and line["step"] == step}
 
 
@@ -103,16 +105,20 @@ def due(step: int, every: int) -> bool:
     return bool(every and step and step % every == 0)
 
 
-def report(trainer: Trainer, journal: Journal, evaluations: dict[str, Callable]) -> None:
+def report(trainer: Trainer, journal: Journal, health: Health, evaluations: dict[str, Callable]) -> None:
     """Evaluate the method as it stands, without moving any random state."""
-    shown = trainer.shown() if evaluations else None
+    step, shown = trainer.step_index, trainer.shown() if evaluations else None
     for name, evaluate in evaluations.items():
-        with seeded(trainer.step_index), paused(journal):
-            journal.report(trainer.step_index, name, evaluate(shown))
+        with seeded(step), paused(journal):
+            found = evaluate(shown)
+            journal.report(step, name, found)
+        for alarm in health.judge(step, name, found.numbers):
+            journal.alarm(step, *alarm)
 
 
 def save(trainer: Trainer, journal: Journal, checkpoints: Checkpoints, *, final: bool) -> None:
     """Write a checkpoint of this step, after everything that the journal has to say about it; one that fails is an error only if it is the `final` one."""
+    journal.bad_batches(trainer.bad_batches())
     journal.flush()
     try:
         checkpoints.save(trainer.step_index, *trainer.tensors(), meta={"skipped": int(trainer.skipped), "seconds": journal.seconds})
@@ -137,6 +143,7 @@ def numbers(trainer: Trainer, seen: dict) -> dict[str, float]:
         "epoch": done // trainer.steps_per_epoch,
         **dict(zip(keys, means.tolist())),
         "grad_norm": float(seen["grad_norm"]),
+        **({} if (gap := trainer.teacher_gap()) is None else {"teacher_gap": float(gap)}),
         "lr": trainer.lr(done),
         "wd": trainer.weight_decay(done),
         "momentum": trainer.momentum(done),
@@ -144,13 +151,13 @@ def numbers(trainer: Trainer, seen: dict) -> dict[str, float]:
     }
 
 
-def refuse_hopeless(trainer: Trainer) -> None:
-    """Stop all ranks when nothing has been finite for a hundred steps."""
+def refuse_hopeless(trainer: Trainer, journal: Journal, limit: int) -> None:
+    """Stop all ranks when nothing has been finite for `limit` steps."""
     row = int(trainer.skipped_in_a_row)
-    if row >= HOPELESS:
+    if row >= limit:
         raise UserError(
-            f"the last {row} steps had a non-finite loss or gradient and the run was stopped at step {trainer.step_index}, "
-            "no weight is damaged: lower optimizer.lr, set train.precision=fp32, or look for damaged input"
+            f"the last {row} steps had a non-finite loss or gradient and the run was stopped at step {trainer.step_index}, no weight is damaged: "
+            f"lower optimizer.lr, set train.precision=fp32, or look for damaged input ({journal.folder / BAD_BATCHES} has each step's causes and images)"
         )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections import deque
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING
@@ -19,12 +20,15 @@ from maskwise.functional.errors import UserError
 if TYPE_CHECKING:
     from maskwise.distributed.shard import Shards  # its imports take a second that only split runs need
 
+CAUSES = ("loss", "gradient", "center")  # what may not be finite, in the order of the guard's counts
+REMEMBERED = 1000  # steps whose sample ids and guard wait for `bad_batches`
+
 
 class Trainer:
     """A method with its optimizer and schedules; `.step` does one full step and `.step_index` counts them.
 
     `method` is a module called with (global_crops, local_crops, *, step, epoch, sample_ids) that returns a dict with
-    `loss`, and has `update_teacher(momentum, ok)`; one that learns labels takes (images, targets) in their place. `lr`, `weight_decay` and `momentum` map the step index to a number
+    `loss` (and `center_move`, where centers wait for the update, so that they are guarded too), and has `update_teacher(momentum, ok)`; one that learns labels takes (images, targets) in their place. `lr`, `weight_decay` and `momentum` map the step index to a number
     (attmask.md 1.6); weight decay is set in the groups whose `weight_decay_on` is true. `clip` is the largest gradient
     norm per tensor or, with `clip_mode="global"`, of all together (None: off). While epoch < `freeze_last_layer` no
     tensor named `last_layer` moves, and in the first `still_steps` steps no parameter named in `still`. `precision` is fp32 or bf16 (autocast).
@@ -51,6 +55,7 @@ class Trainer:
         self.step_index = 0
         self.skipped = torch.zeros((), dtype=torch.int64, device=world.device)
         self.skipped_in_a_row = torch.zeros_like(self.skipped)
+        self.recent: deque[tuple[int, Tensor, Tensor]] = deque(maxlen=REMEMBERED)
         self.names = {parameter: name for name, parameter in (shards.own.items() if shards else method.named_parameters())}
         self.still, self.still_steps = [parameter for parameter, name in self.names.items() if name in set(still)], still_steps
         self.parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
@@ -67,9 +72,9 @@ class Trainer:
         """One full step on this rank's crops; returns detached 0-dim tensors and does not wait for a GPU.
 
         `global_crops` [2B,3,S,S] and `local_crops` [LB,3,s,s] are crop-major, normalised floats or uint8 (of a method with `views`:
-        images [views*B,3,S,S] and its other input, floats, one row a sample); `sample_ids` [B], on the host, are dataset indices (default: position in the global batch). A step whose loss or reduced
-        gradients are not finite on any rank moves no weight, moment, buffer, teacher or center; it is counted in
-        `.skipped` and the schedules go on. Order: attmask.md 1.7, 1.8.
+        images [views*B,3,S,S] and its other input, floats, one row a sample); `sample_ids` [B], on the host, are dataset indices (default: position in the global batch). A step whose loss, reduced
+        gradients or next centers are not finite on any rank moves no weight, moment, buffer, teacher or center; it is counted in
+        `.skipped`, `bad_batches` tells its sample ids, and the schedules go on. Order: attmask.md 1.7, 1.8.
         """
         step, epoch, device = self.step_index, self.epoch, self.world.device
         for group in self.optimizer.param_groups:
@@ -89,7 +94,8 @@ class Trainer:
             for parameter in self.still:
                 parameter.grad = None
         norms = self._clip()
-        ok = self._finite(seen["loss"], norms)
+        faults = self._faults(seen, norms)
+        ok = faults.sum() == 0
         if epoch < self.freeze_last_layer:
             for parameter in self.parameters:
                 if "last_layer" in self.names[parameter]:
@@ -100,6 +106,7 @@ class Trainer:
         self.method.update_teacher(self.momentum(step), ok)
         self.skipped += ~ok
         self.skipped_in_a_row = torch.where(ok, 0, self.skipped_in_a_row + 1)
+        self.recent.append((step, sample_ids, faults))
         self.step_index += 1
         return {**seen, "grad_norm": torch.linalg.vector_norm(norms), "ok": ok}
 
@@ -179,10 +186,35 @@ class Trainer:
             return clip(self.parameters, self.clip, total)
         return gradient_norms(self.parameters, total)
 
-    def _finite(self, loss, norms):
-        """Whether loss and gradients are finite on every rank, as a 0-dim bool on the device."""
-        bad = ~(torch.isfinite(loss.detach()) & torch.isfinite(norms).all())
-        return self.world.all_sum(bad.to(torch.int64)) == 0
+    def _faults(self, seen, norms):
+        """How many ranks have a loss, gradients or next centers that are not finite, int64 [3] on the device."""
+        center = seen.get("center_move", torch.zeros_like(seen["loss"]))
+        finite = torch.stack([torch.isfinite(seen["loss"]), torch.isfinite(norms).all(), torch.isfinite(center)])
+        return self.world.all_sum((~finite).to(torch.int64))
+
+    def bad_batches(self) -> list[dict]:
+        """The steps since the last call (of the last thousand) that were left out: `step` done, `causes` among CAUSES, and `sample_ids`,
+        a list for each rank. Reads the device; every rank must ask.
+        """
+        recent, self.recent = list(self.recent), deque(maxlen=REMEMBERED)
+        if not recent:
+            return []
+        found = []
+        for (step, sample_ids, _), faults in zip(recent, torch.stack([faults for *_, faults in recent]).tolist()):
+            if any(faults):
+                ids = self.world.gather_objects(sample_ids.tolist())
+                found.append({"step": step + 1, "causes": [cause for cause, count in zip(CAUSES, faults) if count], "sample_ids": ids})
+        return found
+
+    @torch.no_grad()
+    def teacher_gap(self) -> Tensor | None:
+        """Distance of the teacher's parameters from the student's over the length of these, 0-dim; None without a teacher."""
+        if not hasattr(self.method, "teacher"):
+            return None
+        student = dict(self.method.student.named_parameters())
+        pairs = [(parameter, student[name]) for name, parameter in self.method.teacher.named_parameters()]
+        apart, length = ([torch.linalg.vector_norm(each) for each in kind] for kind in ((new - old for old, new in pairs), (new for _, new in pairs)))
+        return torch.stack(apart).norm() / torch.stack(length).norm()
 
 
 def micro_batches(global_crops: Tensor, local_crops: Tensor | None, sample_ids: Tensor, count: int) -> list[tuple]:

@@ -83,11 +83,16 @@ def score_views(probs: Callable[[int, int], Tensor], views: int, teachers: int, 
     return score
 
 
-def score_rows(probs: Callable[[int, int], Tensor], weights: Tensor, temp: float) -> Score:
-    """The patch term as a score: row i of one view against probs(start, stop) [n, K], weighed by weights [M]."""
+def score_rows(probs: Callable[[int, int], Tensor], weights: Tensor, temp: float, watch=None) -> Score:
+    """The patch term as a score: row i of one view against probs(start, stop) [n, K], weighed by weights [M].
+
+    `watch(probs, weights)`, when given, is called with the distributions and weights of every piece.
+    """
 
     def score(logits, start, stop):
         aims, weight = probs(start, stop), weights[start:stop].to(logits.dtype)
+        if watch is not None:
+            watch(aims, weight)
         slope = torch.log_softmax(logits[0].div_(temp), dim=-1)
         value = -((aims * slope).sum(dim=-1) * weight).sum()
         return value, slope.exp_().sub_(aims).mul_((weight / temp)[:, None])[None]

@@ -23,6 +23,8 @@ def position_table(table: Tensor, old_grid: tuple[int, int], new_grid: tuple[int
         return _traced_table(table, old_grid, new_grid, mode)
     if old_grid == new_grid and mode != "offset_always":
         return table
+    if table.is_cuda and torch.are_deterministic_algorithms_enabled():  # the gradient of torch's own adds up in any order there
+        return _traced_table(table, old_grid, new_grid, mode)
     plane = table.reshape(1, *old_grid, -1).permute(0, 3, 1, 2)
     plane = plane if plane.dtype == torch.float64 else plane.float()
     if mode == "size":

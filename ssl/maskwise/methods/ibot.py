@@ -11,6 +11,7 @@ from maskwise.methods.masking import Hidden, Masking
 from maskwise.methods.student_teacher import StudentTeacher, full_precision, product_dtype, wide
 
 PATCH_LOSSES = ("image", "token")
+WATCHED = 1024  # hidden patches, about, whose targets are looked at for signs of collapse
 
 
 class IBOT(StudentTeacher):
@@ -99,8 +100,8 @@ class IBOT(StudentTeacher):
         z = self.student.head.embed(torch.cat([pooled, seen.patches.flatten(0, 1).index_select(0, lesson.rows)]))
         weight, patch_weight = self.student.head.weights()
         cls, health = self.image_term(z[:whole], weight, lesson, views, epoch)
-        patch = self.patch_term(z[whole:], patch_weight, lesson, epoch)
-        return self.report(self.lambda1 * cls + self.lambda2 * patch, cls, patch, health, lesson)
+        patch, more = self.patch_term(z[whole:], patch_weight, lesson, epoch)
+        return self.report(self.lambda1 * cls + self.lambda2 * patch, cls, patch, {**health, **more}, lesson)
 
     def hidden_rows(self, hidden: Hidden) -> Tensor:
         """Return the indices of the hidden patches among all V * N, in order, padded with others; the host waits for nothing."""
@@ -108,10 +109,11 @@ class IBOT(StudentTeacher):
         count = min(-(-hidden.count // self.pad_rows) * self.pad_rows, len(flat))
         return torch.argsort(~flat, stable=True)[:count]
 
-    def patch_term(self, z: Tensor, weight: Tensor, lesson: Lesson, epoch: int) -> Tensor:
-        """Return the patch loss of this (micro-)batch; the mean over ranks and micro-batches is that of the whole batch.
+    def patch_term(self, z: Tensor, weight: Tensor, lesson: Lesson, epoch: int) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return the patch loss of this (micro-)batch and what it shows; the mean over ranks and micro-batches is that of the whole batch.
 
-        z [M, d] are the student's bottlenecks of the hidden patches, weight [K, d] its last layer for patches.
+        z [M, d] are the student's bottlenecks of the hidden patches, weight [K, d] its last layer for patches. patch_entropy and
+        patch_spread are those of `image_term`, of about a thousand hidden patches, weighed as in the loss; 0 where nothing is hidden.
         """
         dtype, head_weight = product_dtype(z), self.teacher.head.weights()[1].to(product_dtype(z))
         teacher_z, temp = lesson.patch_z.to(dtype), self.patch_temperature(epoch)
@@ -121,9 +123,20 @@ class IBOT(StudentTeacher):
                 return lesson.patch_aims[start:stop]
             return self.aim(wide(teacher_z[start:stop] @ head_weight.T), self.patch_center, temp)
 
+        stride, seen = max(1, len(z) // WATCHED), []
+
+        def watch(aims, weight):
+            aims, weight = aims[::stride], weight[::stride]
+            with full_precision(aims.device.type):
+                seen.append((torch.special.entr(aims).sum(dim=-1) @ weight, weight @ aims, weight.sum()))
+
         weights = patch_weights(lesson.hidden.mask, len(z), self.patch_loss, lesson.tokens)
-        term = prototypes.loss_in_pieces(z[None], weight, prototypes.score_rows(probs, weights, self.student_temp), dtype)
-        return term if self.patch_loss == "image" else self.world_size * lesson.parts * term
+        term = prototypes.loss_in_pieces(z[None], weight, prototypes.score_rows(probs, weights, self.student_temp, watch), dtype)
+        nothing = term.new_zeros(())
+        entropy, mean, total = (torch.stack(each).sum(dim=0) for each in zip(*seen)) if seen else (nothing, nothing[None], nothing)
+        total = total.clamp_min(torch.finfo(total.dtype).tiny)
+        health = {"patch_entropy": entropy / total, "patch_spread": torch.special.entr(mean / total).sum()}
+        return term if self.patch_loss == "image" else self.world_size * lesson.parts * term, health
 
 
 def _padded(aims: Tensor, rows: int) -> Tensor:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from maskwise.functional import average, draws, prototypes, schedules, targets
+from maskwise.functional import average, draws, prototypes, schedules, targets, vitals
 from maskwise.functional.errors import UserError
 from maskwise.methods.lesson import Lesson
 from maskwise.methods.masking import Hidden, Masking, NoMasking
@@ -240,18 +240,32 @@ class StudentTeacher(nn.Module):
     def report(self, loss: Tensor, cls: Tensor, patch: Tensor, health: dict[str, Tensor], lesson: Lesson) -> dict[str, Tensor]:
         """Return the method's answer: `loss` with its graph, the rest detached 0-dim tensors that nobody has read yet.
 
-        mask_share is the share of all patches that are hidden; feature_std, 1 for spread-out and 0 for collapsed features,
-        is the standard deviation of the teacher's unit vectors times sqrt(D). `health` is that of `image_term`.
+        mask_share is the share of all patches that are hidden and mask_agreement how alike the views' masks are (1: all equal);
+        feature_std, 1 for spread-out and 0 for collapsed features, is the standard deviation of the teacher's unit vectors times
+        sqrt(D), feature_rank their participation ratio; center_move is how far the mean logits of this step lie from the centers
+        (0 without centers). `health` is that of `image_term` and `patch_term`.
         """
         unit = F.normalize(wide(lesson.pooled), dim=-1)
+        with full_precision(unit.device.type):
+            rank, move = vitals.participation_ratio(unit), self._center_move()
         return {
             "loss": loss,
             "cls": cls.detach(),
             "patch": patch.detach(),
             **health,
             "mask_share": torch.full((), lesson.hidden.count / lesson.hidden.mask.numel(), dtype=cls.dtype, device=cls.device),
+            "mask_agreement": vitals.mask_agreement(lesson.hidden.mask).to(cls.dtype),
             "feature_std": unit.std(dim=0, unbiased=False).mean() * math.sqrt(unit.shape[-1]),
+            "feature_rank": rank,
+            "center_move": move.to(cls.dtype),
         }
+
+    def _center_move(self) -> Tensor:
+        """Distance of the mean logits that wait from the centers they will move, both kinds together; not finite where one is not."""
+        if self._waiting is None:
+            return torch.zeros((), device=self.center.device)
+        _, calls, sums = self._waiting
+        return torch.stack([torch.linalg.vector_norm(total / calls - center) for center, total in zip((self.center, self.patch_center), sums)]).norm()
 
 
 def full_precision(device_type: str):

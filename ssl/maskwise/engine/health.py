@@ -139,7 +139,7 @@ def equal_masks(health: Health) -> bool:
 
 
 def unmoved(health: Health) -> bool:
-    return health.seen >= health.total_steps / 4 and "momentum" in health.lines[-1] and health.held > UNMOVED
+    return health.seen >= health.total_steps / 4 and "teacher_gap" in health.lines[-1] and health.held > UNMOVED
 
 
 def same(health: Health) -> bool:

@@ -208,8 +208,8 @@ class Trainer:
 
     @torch.no_grad()
     def teacher_gap(self) -> Tensor | None:
-        """Distance of the teacher's parameters from the student's over the length of these, 0-dim; None without a teacher of its own."""
-        if getattr(self.method, "teacher", self.method.student) is self.method.student:
+        """Distance of the teacher's parameters from the student's over the length of these, 0-dim; None without a teacher of its own, and where weights are split."""
+        if self.shards or getattr(self.method, "teacher", self.method.student) is self.method.student:
             return None
         student = dict(self.method.student.named_parameters())
         pairs = [(parameter, student[name]) for name, parameter in self.method.teacher.named_parameters()]

@@ -9,6 +9,41 @@ MASKWISE_VENV="${MASKWISE_VENV:-$MASKWISE_ROOT/.venv}"
 
 maskwise_fail() { echo "maskwise: $*" >&2; exit 2; }
 
+maskwise_run_folder() {  # the value of --out among the arguments
+    local before=""
+    for word in "$@"; do
+        if [ "$before" = "--out" ]; then echo "$word"; return; fi
+        case "$word" in --out=*) echo "${word#--out=}"; return ;; esac
+        before="$word"
+    done
+}
+
+maskwise_tell() {  # $1: a signal; $2: torchrun. The ranks themselves are told, so that torchrun sees them end well; itself only while it has none
+    local ranks
+    ranks="$(cat "/proc/$2/task/"*/children 2>/dev/null || true)"
+    kill "-$1" ${ranks:-"$2"} 2>/dev/null || true
+}
+
+maskwise_wait() {  # $1: a process; $2: its run folder; $3: what hands signals on. Waits; a run that was told to stop and has saved counts as a success
+    local status=0 again=0 tell="${3:-kill_one}"
+    kill_one() { kill "-$1" "$2" 2>/dev/null || true; }
+    trap "$tell TERM $1" TERM HUP
+    trap "$tell INT $1" INT
+    trap "$tell USR1 $1" USR1
+    while true; do  # a trapped signal ends `wait` early; the process may still be saving
+        status=0
+        wait "$1" || status=$?
+        kill -0 "$1" 2>/dev/null || break
+    done
+    if [ "$status" -gt 128 ]; then  # was that the signal's number, or the process's own end?
+        wait "$1" || again=$?
+        if [ "$again" -ne 127 ]; then status="$again"; fi
+    fi
+    trap - TERM HUP INT USR1
+    if [ "$status" -ne 0 ] && [ -n "$2" ] && [ -e "$2/preempted" ]; then status=0; fi
+    return "$status"
+}
+
 maskwise_python() {  # the newest interpreter that is new enough
     local name
     for name in python3 python3.14 python3.13 python3.12 python3.11 python3.10 python; do

@@ -7,13 +7,7 @@ set --
 source launch/env.sh
 if [ "${#arguments[@]}" -eq 0 ]; then maskwise_fail "usage: bash launch/torchrun.sh RECIPE --out DIR [key=value ...]"; fi
 
-out=""
-for ((i = 0; i < ${#arguments[@]}; i++)); do
-    case "${arguments[$i]}" in
-        --out) out="${arguments[$((i + 1))]:-}" ;;
-        --out=*) out="${arguments[$i]#--out=}" ;;
-    esac
-done
+out="$(maskwise_run_folder "${arguments[@]}")"
 if [ -n "$out" ]; then rm -f "$out/preempted"; fi
 
 processes="${PROCESSES:-$("$PYTHON" -c 'import torch; print(max(1, torch.cuda.device_count()))')}"
@@ -21,16 +15,10 @@ if [ -z "${OMP_NUM_THREADS:-}" ]; then
     export OMP_NUM_THREADS=$(( $(getconf _NPROCESSORS_ONLN) / processes > 0 ? $(getconf _NPROCESSORS_ONLN) / processes : 1 ))
 fi
 
-"$PYTHON" -m torch.distributed.run --standalone --nnodes 1 --nproc-per-node "$processes" \
+# In a session of its own, so that Ctrl-C comes to this script alone. Where torchrun is signalled itself, it has 30 s of patience with its ranks unless told:
+# too short for a large checkpoint, or for an evaluation under way.
+apart="$(command -v setsid || true)"
+export PET_SHUTDOWN_TIMEOUT="${PET_SHUTDOWN_TIMEOUT:-600}"
+$apart "$PYTHON" -m torch.distributed.run --standalone --nnodes 1 --nproc-per-node "$processes" \
     --signals-to-handle SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1 -m maskwise train "${arguments[@]}" &
-child=$!
-trap 'kill -TERM "$child" 2>/dev/null || true' TERM INT
-trap 'kill -USR1 "$child" 2>/dev/null || true' USR1
-status=0
-while true; do  # a trapped signal ends `wait` early; the child may still be saving
-    status=0
-    wait "$child" || status=$?
-    kill -0 "$child" 2>/dev/null || break
-done
-if [ "$status" -ne 0 ] && [ -n "$out" ] && [ -e "$out/preempted" ]; then status=0; fi
-exit "$status"
+maskwise_wait "$!" "$out" maskwise_tell

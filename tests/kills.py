@@ -29,10 +29,12 @@ import torch  # noqa: E402
 import maskwise  # noqa: E402
 from maskwise import build  # noqa: E402, F401  (imported before the first fork, so that a start costs little)
 from maskwise.engine import appending, checkpoint, event_file, journal  # noqa: E402, F401
+from maskwise.engine.trainer import Trainer  # noqa: E402
 from maskwise.evaluation import EVALUATIONS  # noqa: E402
 from maskwise.evaluation import knn as knn_module  # noqa: E402
 
-SMALL = ("data.count=24", "train.epochs=4", "train.save_every=2", "evaluate.pictures_every=1", "evaluate.limit_bank=16")
+SMALL = ("data.count=24", "train.epochs=4", "train.save_every=2", "evaluate.knn_every=2", "evaluate.pictures_every=2", "evaluate.limit_bank=16")  # 12 steps
+STOPPED = 3  # exit status of a start that was told to stop
 TIMES = {"img_s", "data_wait", "seconds"}
 
 
@@ -55,7 +57,7 @@ def start(folder: Path, point=None, seed: int = 0) -> int:
         if point:
             point()
         torch.manual_seed(seed)  # what a process has in its generators must not matter
-        status = 0 if maskwise.train(recipe(), out=folder)["status"] == "complete" else 3
+        status = 0 if maskwise.train(recipe(), out=folder)["status"] == "complete" else STOPPED
     except BaseException:
         traceback.print_exc()
     finally:
@@ -70,7 +72,7 @@ def ended(child: int, within: float) -> bool:
         done, status = os.waitpid(child, os.WNOHANG)
         if done:
             code = os.waitstatus_to_exitcode(status)
-            assert code in (0, -signal.SIGKILL), f"a start ended with {code}"
+            assert code in (0, STOPPED, -signal.SIGKILL), f"a start ended with {code}"
             return code == 0
         if time.monotonic() > until:
             os.kill(child, signal.SIGKILL)
@@ -233,8 +235,20 @@ def removes(path, *_, **__):
     return Path(path).name.startswith(".removing_")
 
 
-def in_evaluation():
-    patched(knn_module, "accuracies", lambda *_, **__: True, before=nothing, turn=3)
+def in_evaluation(turn: int):
+    return lambda: patched(knn_module, "accuracies", lambda *_, **__: True, before=nothing, turn=turn)
+
+
+def told_to_stop():
+    """Not killed: told to stop in the sixth step, so that the evaluation after it is put off."""
+    step = Trainer.step
+
+    def telling(trainer, *arguments, **options):
+        if trainer.step_index == 5:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return step(trainer, *arguments, **options)
+
+    Trainer.step = telling
 
 
 def after_evaluation():
@@ -277,7 +291,7 @@ POINTS = {
     "after the last pointer moved": lambda: patched(os, "replace", moves(".last", "last"), turn=6),
     "while pruning": lambda: patched(shutil, "rmtree", removes, before=half_removed, turn=2),
     "while pruning for the last time": lambda: patched(shutil, "rmtree", removes, before=half_removed, turn=4),
-    "while evaluating": in_evaluation,
+    "while evaluating": in_evaluation(3),
     "evaluated, nothing written": after_evaluation,
     "report half written": text(".knn_step_", 2),
     "report written, its line not": lambda: patched(journal.Journal, "_write", lambda journal, line: "report" in line, before=nothing, turn=2),
@@ -294,7 +308,8 @@ TWICE = {
     "sweeping up after a kill": (
         POINTS["meta.json half written"], lambda: patched(shutil, "rmtree", lambda path, *_, **__: ".writing_" in str(path), before=half_removed),
     ),
-    "evaluating what the kill put off": (POINTS["evaluated, nothing written"], in_evaluation),
+    "while evaluating what was put off": (told_to_stop, in_evaluation(1)),
+    "while evaluating, twice": (in_evaluation(1), in_evaluation(2)),
 }  # fmt: skip
 
 

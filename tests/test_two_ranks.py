@@ -46,11 +46,11 @@ def whole(rows, views, world):
     return world.gather(rows.unflatten(0, (views, -1)).transpose(0, 1).contiguous()).transpose(0, 1).flatten(0, 1)
 
 
-def record(world, pooling, dtype, accumulate=1):
-    """Ten steps: masks and drop-path draws of every step, losses and centers."""
+def record(world, pooling, dtype, accumulate=1, steps=range(STEPS), trainer=None):
+    """These steps: masks and drop-path draws of every one, losses and centers."""
     from maskwise.functional import draws
 
-    trainer = build(world, pooling, dtype, accumulate)
+    trainer = trainer or build(world, pooling, dtype, accumulate)
     method, seen = trainer.method, {"masks": [], "kept": [], "loss": [], "center": [], "patch_center": []}
     hide, study, uniform = method.hide, method.study, draws.uniform
 
@@ -70,7 +70,7 @@ def record(world, pooling, dtype, accumulate=1):
             return study(*arguments, **options)
 
     method.hide, method.study = watched_hide, watched_study
-    for step in range(STEPS):
+    for step in steps:
         generator = torch.Generator().manual_seed(step)
         global_crops = torch.randn(2 * IMAGES, 3, 32, 32, generator=generator, dtype=torch.float64).to(dtype)
         local_crops = torch.randn(LOCALS * IMAGES, 3, 16, 16, generator=generator, dtype=torch.float64).to(dtype)

@@ -1,0 +1,198 @@
+"""The launch scripts: what they start, what they make of its end, and signals really sent."""
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+FAKE_PYTHON = """#!/usr/bin/env bash
+{ echo "$RANK $WORLD_SIZE $LOCAL_RANK $LOCAL_WORLD_SIZE $MASTER_ADDR $MASTER_PORT $PET_SHUTDOWN_TIMEOUT"; echo "$*"; } >> "$RECORD"
+if [[ "$*" == *torch.distributed.run* && -n "${WAITS:-}" ]]; then  # as torchrun: one rank, which alone is told
+    trap 'echo "told itself" >> "$RECORD"' USR1 TERM
+    "$0" rank &
+    wait $!
+    exit $?
+fi
+finish() { touch "$RUN/preempted"; exit "${TOLD:-0}"; }
+trap finish USR1 TERM
+mkdir -p "$RUN"
+if [ -n "${PREEMPTED:-}" ]; then touch "$RUN/preempted"; fi
+if [ -n "${WAITS:-}" ]; then
+    touch "$RECORD.waiting$RANK"
+    for ((i = 0; i < 600; i++)); do sleep 0.05; done
+fi
+exit "${STATUS:-0}"
+"""
+SRUN = """#!/usr/bin/env bash
+# Two tasks on this machine; signals are handed to both, as srun does.
+echo "$*" | head -n 1 >> "$RECORD.srun"
+shift  # --kill-on-bad-exit=1
+tasks=()
+for task in $(seq 0 $(( SLURM_NTASKS - 1 ))); do SLURM_PROCID=$task SLURM_LOCALID=$task "$@" & tasks+=($!); done
+trap 'kill -USR1 "${tasks[@]}"' USR1
+trap 'kill -TERM "${tasks[@]}"' TERM
+status=0
+for task in "${tasks[@]}"; do
+    while true; do
+        wait "$task"; code=$?
+        kill -0 "$task" 2>/dev/null || break
+    done
+    if [ "$code" -gt 128 ]; then wait "$task"; again=$?; [ "$again" -eq 127 ] || code=$again; fi
+    [ "$code" -eq 0 ] || status=$code
+done
+exit $status
+"""
+SCONTROL = """#!/usr/bin/env bash
+echo "$*" >> "$RECORD.scontrol"
+if [ "$1 $2" = "show hostnames" ]; then printf '127.0.0.1\\nother\\n'; fi
+"""
+
+
+@pytest.fixture
+def stubs(tmp_path):
+    """(environment, run folder, record): a python, an srun and an scontrol that write down what they were called with."""
+    tools = tmp_path / "bin"
+    tools.mkdir()
+    for name, text in {"fakepython": FAKE_PYTHON, "srun": SRUN, "scontrol": SCONTROL}.items():
+        (tools / name).write_text(text)
+        (tools / name).chmod(0o755)
+    run, record = tmp_path / "run", tmp_path / "record"
+    environment = {
+        **{key: value for key, value in os.environ.items() if key not in ("RANK", "WORLD_SIZE", "PET_SHUTDOWN_TIMEOUT")},
+        "PATH": f"{tools}:{os.environ['PATH']}", "MASKWISE_PYTHON": str(tools / "fakepython"), "RUN": str(run), "RECORD": str(record), "PROCESSES": "2",
+        "SLURM_SUBMIT_DIR": str(ROOT), "SLURM_JOB_ID": "70123", "SLURM_JOB_NODELIST": "node[1-2]", "SLURM_NTASKS": "2", "SLURM_NNODES": "1",
+    }  # fmt: skip
+    return environment, run, record
+
+
+@pytest.fixture
+def launched():
+    """Start a script on debug/tiny; what is still there after the test is ended."""
+    started = []
+
+    def start(script, environment, run, *words):
+        command = ["bash", str(ROOT / "launch" / script), "debug/tiny", "--out", str(run), *words]
+        started.append((subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True), run))
+        return started[-1][0]
+
+    yield start
+    for job, run in started:
+        job.kill()
+        job.communicate()
+        for process in processes_of(run):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(process, signal.SIGKILL)
+
+
+def appears(path, seconds=400):
+    until = time.monotonic() + seconds
+    while not path.exists():
+        assert time.monotonic() < until, f"{path} does not appear"
+        time.sleep(0.02)
+
+
+SCRIPTS = ["torchrun.sh", "slurm.sbatch"]
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+@pytest.mark.parametrize(
+    "end, expected, queued",
+    [({}, 0, False), ({"STATUS": "3"}, 3, False), ({"STATUS": "1", "PREEMPTED": "1"}, 0, True), ({"PREEMPTED": "1"}, 0, True)],
+    ids=["complete", "failed", "preempted, status 1", "preempted"],
+)
+def test_how_an_end_is_told(stubs, launched, script, end, expected, queued):
+    environment, run, record = stubs
+    run.mkdir()
+    (run / "preempted").write_text("of an earlier start")
+    job = launched(script, {**environment, **end}, run, "seed=3")
+    _, text = job.communicate(timeout=60)
+    assert job.returncode == expected, text
+    if script == "slurm.sbatch":
+        asked = Path(f"{record}.scontrol").read_text().splitlines()
+        assert asked == ["show hostnames node[1-2]", *(["requeue 70123"] if queued else [])]
+
+
+def test_what_torchrun_is_started_with(stubs, launched):
+    environment, run, record = stubs
+    assert launched("torchrun.sh", environment, run, "seed=3").wait(60) == 0
+    ranks, command = record.read_text().splitlines()
+    assert ranks.split()[-1] == "600" and command == (
+        "-m torch.distributed.run --standalone --nnodes 1 --nproc-per-node 2 --signals-to-handle SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1 "
+        f"-m maskwise train debug/tiny --out {run} seed=3"
+    )
+
+
+def test_what_slurm_starts_on_every_task(stubs, launched):
+    environment, run, record = stubs
+    assert launched("slurm.sbatch", environment, run, "seed=3").wait(60) == 0
+    assert Path(f"{record}.srun").read_text().startswith("--kill-on-bad-exit=1 bash -c")
+    told = record.read_text().splitlines()
+    assert sorted(line for line in told if "127.0.0.1" in line) == ["0 2 0 2 127.0.0.1 30123 ", "1 2 1 2 127.0.0.1 30123 "]
+    assert told.count(f"-m maskwise train debug/tiny --out {run} seed=3") == 2
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+@pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGTERM])
+def test_signals_are_handed_on_and_a_saved_run_is_a_success(stubs, launched, script, number):
+    environment, run, record = stubs
+    job = launched(script, {**environment, "WAITS": "1", "TOLD": "1"}, run)
+    for task in range(2 if script == "slurm.sbatch" else 1):
+        appears(Path(f"{record}.waiting{task if script == 'slurm.sbatch' else ''}"))
+    job.send_signal(number)
+    _, text = job.communicate(timeout=60)
+    assert job.returncode == 0, text
+    assert "told itself" not in record.read_text()
+    if script == "slurm.sbatch":
+        assert "requeue 70123" in Path(f"{record}.scontrol").read_text()
+
+
+def test_slurm_without_a_run_folder_is_one_line(stubs):
+    environment = stubs[0]
+    job = subprocess.run(["bash", str(ROOT / "launch" / "slurm.sbatch"), "debug/tiny"], env=environment, capture_output=True, text=True)
+    assert (job.returncode, job.stderr) == (2, "maskwise: usage: sbatch launch/slurm.sbatch RECIPE --out DIR [key=value ...]\n")
+
+
+def processes_of(folder) -> list[int]:
+    """Processes whose command line names a folder."""
+    found = []
+    for place in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):
+            if str(folder).encode() in place.read_bytes():
+                found.append(int(place.parent.name))
+    return found
+
+
+LONG = ("train.epochs=600", "evaluate.knn_every=0", "train.save_every=4", "teacher.warmup_temp_epochs=0")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("script, number", [("torchrun.sh", signal.SIGUSR1), ("torchrun.sh", signal.SIGTERM), ("slurm.sbatch", signal.SIGUSR1)])
+def test_two_ranks_are_really_told_to_stop(stubs, launched, script, number):
+    """Both ranks save the same step, the script succeeds (Slurm's queues again), nobody is left, and the same command goes on."""
+    environment, run, record = stubs
+    environment |= {"MASKWISE_PYTHON": sys.executable, "OMP_NUM_THREADS": "1"}
+    job = launched(script, environment, run, *LONG)
+    appears(run / "checkpoints" / "last")
+    job.send_signal(number)
+    _, text = job.communicate(timeout=400)
+    assert job.returncode == 0, text
+    step = int((run / "preempted").read_text())
+    assert (run / "checkpoints" / "last").read_text().strip() == f"step_{step:08d}" and "Traceback" not in text
+    assert f"interrupted: saved after step {step} of 4800; the same command continues" in text
+    until = time.monotonic() + 60
+    while processes_of(run) and time.monotonic() < until:
+        time.sleep(0.05)
+    assert not processes_of(run)
+    if script == "slurm.sbatch":
+        assert Path(f"{record}.scontrol").read_text().splitlines()[-1] == "requeue 70123"
+        again = launched(script, environment, run, *LONG)
+        appears(run / "checkpoints" / f"step_{step - step % 4 + 4:08d}")
+        assert not (run / "preempted").exists()
+        again.send_signal(number)
+        assert again.wait(400) == 0 and int((run / "preempted").read_text()) > step

@@ -1,0 +1,50 @@
+"""The kill harness in CI's size: 30 random kills and one at each named point (`python tests/kills.py --kills 200` is the long one)."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+HERE = Path(__file__).parent
+
+
+def kills(tmp_path, *words):
+    """What the harness counts, in a process of its own: it forks, and no thread of the test session may be there then."""
+    result = tmp_path / "kills.json"
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([sys.executable, str(HERE / "kills.py"), "--json", str(result), *words], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    return json.loads(result.read_text())
+
+
+@pytest.mark.slow
+def test_thirty_kills_at_random_moments_and_one_at_each_point(tmp_path):
+    counted = kills(tmp_path, "--kills", "30")
+    assert counted["random_kills"] == 30 and sum(counted["caught"].values()) == 30 and counted["runs_finished_equal"] >= 3
+    wanted = ("file opened", "half written", "before fsync", "before rename", "after rename, before the pointer", "while pruning", "while evaluating",
+              "metrics.jsonl in the middle of a line", "TensorBoard in the middle of a record")  # fmt: skip
+    assert len(counted["points"]) >= 25 and all(any(word in point for point in counted["points"]) for word in wanted)
+
+
+def test_the_harness_sees_a_difference(tmp_path, monkeypatch):
+    """One weight, one line, one file left over: each is found."""
+    import kills as harness
+
+    folder = tmp_path / "run"
+    for name, text in {"metrics.jsonl": '{"step": 2, "loss": 1.0, "seconds": 1}\n', "checkpoints/step_00000002/model.safetensors": "abc", "recipe.yaml": "seed: 0"}.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(text)
+    monkeypatch.setattr(harness, "curves", lambda folder: {})
+    whole = harness.content(folder)
+    harness.same(whole, folder)
+    (folder / "metrics.jsonl").write_text('{"step": 2, "loss": 1.0, "seconds": 9}\n')
+    harness.same(whole, folder)
+    for name, text in {"metrics.jsonl": '{"step": 2, "loss": 1.1}\n', "checkpoints/step_00000002/model.safetensors": "abd", ".last": ""}.items():
+        before = (folder / name).read_text() if (folder / name).exists() else None
+        (folder / name).write_text(text)
+        with pytest.raises(AssertionError, match=name):
+            harness.same(whole, folder)
+        (folder / name).unlink() if before is None else (folder / name).write_text(before)

@@ -311,14 +311,15 @@ TWICE = {
     "while evaluating what was put off": (told_to_stop, in_evaluation(1)),
     "while evaluating, twice": (in_evaluation(1), in_evaluation(2)),
 }  # fmt: skip
+NAMED = {**{name: (point,) for name, point in POINTS.items()}, **TWICE}
 
 
 # The whole
 
 
-def run(kills: int, seed: int, points: str | None, root: Path, say=print) -> dict:
+def run(kills: int, seed: int, points: list[str], root: Path, say=print) -> dict:
     """Kill and compare; returns what was counted. Raises AssertionError at the first difference."""
-    began, draw, phases = time.monotonic(), random.Random(seed), collections.Counter()
+    draw, caught_at = random.Random(seed), collections.Counter()
     assert ended(start(root / "whole"), 600)
     timed = time.monotonic()
     assert ended(start(root / "again", seed=1), 600)
@@ -327,15 +328,12 @@ def run(kills: int, seed: int, points: str | None, root: Path, say=print) -> dic
     same(whole, root / "again")
     say(f"an uninterrupted run takes {span:.1f} s", flush=True)
 
-    died = []
-    named = {**{name: (point,) for name, point in POINTS.items()}, **TWICE}
-    for name, stops in {name: stops for name, stops in named.items() if points is not None and points in name}.items():
-        folder = root / f"point{len(died)}"
-        for stop in stops:
+    for name in points:
+        folder = root / "point"
+        for stop in NAMED[name]:
             assert not ended(start(folder, stop), 600), f"{name}: the run came to its end"
         assert ended(start(folder, seed=2), 600), name
         same(whole, folder)
-        died.append(name)
         say(f"{name}: continued, equal", flush=True)
         shutil.rmtree(folder)
 
@@ -350,7 +348,7 @@ def run(kills: int, seed: int, points: str | None, root: Path, say=print) -> dic
                 span *= 0.9  # the machine has become faster, or luck: moments are to lie within the run
             else:
                 done += 1
-                phases[caught(folder)] += 1
+                caught_at[caught(folder)] += 1
                 step = saved(folder)
                 assert step >= before, f"{folder}: step {step} after {before}"
                 before = step
@@ -358,9 +356,35 @@ def run(kills: int, seed: int, points: str | None, root: Path, say=print) -> dic
         runs += 1
         say(f"{done} kills, {runs} runs equal", flush=True)
         shutil.rmtree(folder)
+    return {"random_kills": done, "caught": dict(caught_at), "runs_finished_equal": runs, "starts": starts, "points": points, "seconds_of_a_run": round(first, 2)}
+
+
+def shared(kills: int, seed: int, points: list[str], jobs: int, root: Path) -> dict | None:
+    """`run` in so many processes, each with its part; what they counted together, or None when one found a difference."""
+    began, children = time.monotonic(), []
+    for job in range(jobs):
+        child = os.fork()
+        if not child:
+            place = root / str(job)
+            place.mkdir()
+            try:
+                counted = run(kills // jobs + (job < kills % jobs), seed * jobs + job, points[job::jobs], place)
+                (place / "counted.json").write_text(json.dumps(counted))
+                os._exit(0)
+            except AssertionError as difference:
+                logs = [log.read_text()[-3000:] for log in place.glob("*.log") if "Traceback" in log.read_text()]
+                print("DIFFERENT:", difference, *logs, sep="\n", flush=True)
+            finally:
+                os._exit(1)
+        children.append(child)
+    if any([os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]):
+        return None
+    parts = [json.loads((root / str(job) / "counted.json").read_text()) for job in range(jobs)]
     return {
-        "random_kills": done, "caught": dict(phases), "runs_finished_equal": runs, "starts": starts, "points": died, "seed": seed,
-        "steps": 12, "seconds_of_a_run": round(first, 2), "seconds": round(time.monotonic() - began, 1),
+        **{key: sum(part[key] for part in parts) for key in ("random_kills", "runs_finished_equal", "starts")},
+        "caught": dict(sum((collections.Counter(part["caught"]) for part in parts), collections.Counter()).most_common()),
+        "points": sum((part["points"] for part in parts), []), "seed": seed, "jobs": jobs, "steps_of_a_run": 12,
+        "seconds_of_a_run": parts[0]["seconds_of_a_run"], "seconds": round(time.monotonic() - began, 1),
     }  # fmt: skip
 
 
@@ -369,19 +393,15 @@ def main() -> int:
     parser.add_argument("--kills", type=int, default=30, help="random kills (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--points", default="", metavar="WORD", help="the named points whose name holds this word (default: all; `none`: none)")
+    parser.add_argument("--jobs", type=int, default=1, metavar="N", help="processes that kill beside each other (default: %(default)s)")
     parser.add_argument("--json", metavar="FILE", help="write what was counted there")
     given = parser.parse_args()
     torch.set_num_threads(1)
     logging.getLogger("tensorboard").setLevel(logging.ERROR)  # it tells of every purge
     with tempfile.TemporaryDirectory() as root:
-        try:
-            counted = run(given.kills, given.seed, None if given.points == "none" else given.points, Path(root))
-        except AssertionError as difference:
-            print(f"DIFFERENT: {difference}", flush=True)
-            for log in Path(root).glob("*.log"):
-                if "Traceback" in log.read_text():
-                    print(log.read_text()[-3000:])
-            return 1
+        counted = shared(given.kills, given.seed, [name for name in NAMED if given.points in name], given.jobs, Path(root))
+    if counted is None:
+        return 1
     if given.json:
         from maskwise.bench.machine import about
 

@@ -1,14 +1,13 @@
 """A disk that is full, closed or slow: the run goes on, loses nothing, and says one line."""
 
-import contextlib
 import os
-import subprocess
 import time
 
 import numpy
 import pytest
 from engine.test_loop import Report, lines, same
 from engine.tiny_method import Stream, trainer
+from small_disk import close, fill, free, mounted, reopen
 
 from maskwise.engine import loop
 from maskwise.engine.appending import Appending
@@ -20,25 +19,8 @@ from maskwise.functional.errors import UserError
 @pytest.fixture
 def small_disk(tmp_path):
     """A file system of half a MiB."""
-    place = tmp_path / "disk"
-    place.mkdir()
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=512k", "tmpfs", str(place)], capture_output=True).returncode:
-        pytest.skip("no file system may be mounted here")
-    yield place
-    subprocess.run(["umount", "-l", str(place)], check=True)
-
-
-def fill(place):
-    """Leave nothing free."""
-    with contextlib.suppress(OSError), open(place / "ballast", "ab", buffering=0) as file:
-        for size in (4096, 1):
-            with contextlib.suppress(OSError):
-                while True:
-                    file.write(b"0" * size)
-
-
-def free(place):
-    (place / "ballast").unlink(missing_ok=True)
+    with mounted(tmp_path / "disk", "512k") as place:
+        yield place
 
 
 class Knn:
@@ -119,14 +101,12 @@ def test_a_disk_that_stays_full_is_an_error_at_the_end_and_the_same_command_goes
 
 def test_checkpoints_that_become_read_only_are_told_and_the_run_goes_on(whole, small_disk):
     folder = small_disk / "run"
-    place = str(folder / "checkpoints")
 
     def at(step):
         if step == 3:
-            subprocess.run(["mount", "--bind", place, place], check=True)
-            subprocess.run(["mount", "-o", "remount,bind,ro", place], check=True)
+            close(folder / "checkpoints")
         if step == 9:
-            subprocess.run(["umount", "-l", place], check=True)
+            reopen(folder / "checkpoints")
 
     status, it, said = run(folder, at)
     assert status == "complete" and same(it, whole[1])

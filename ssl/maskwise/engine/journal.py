@@ -60,6 +60,8 @@ class Journal:
         self.start_clock()
         if not self.main:
             return kept
+        if self.about is not None:
+            self._list_start(step)
         try:
             self.metrics = Appending(path, keep=length, say=self.say)
             if (bad := self.folder / BAD_BATCHES).exists():
@@ -73,8 +75,6 @@ class Journal:
                 self.events = EventFile(self.folder / "tensorboard", purge=step + 1 if step else 0, say=self.say)
         except OSError as error:
             raise UserError(f"{refused(error.filename or path, error)}, then start the same command again") from None
-        if self.about is not None:
-            self._list_start(step)
         return kept
 
     def start_clock(self) -> None:

@@ -138,8 +138,9 @@ def _gradients(parameters: Iterable[Tensor]) -> list[Tensor]:
 
 @torch.no_grad()
 def gradient_norms(parameters: Iterable[Tensor], total: Callable[[Tensor], Tensor] | None = None) -> Tensor:
-    """The norm of each gradient that is there, [n]; `total` as in `clip_per_tensor_`."""
-    return _norms(_gradients(parameters), total)
+    """The norm of each gradient that is there, [n]; `total` adds up squares [n] over the ranks where each holds a part of every tensor."""
+    gradients = _gradients(parameters)
+    return _norms(gradients, total) if gradients else torch.zeros(0)
 
 
 def _norms(tensors: list[Tensor], total: Callable[[Tensor], Tensor] | None) -> Tensor:
@@ -147,34 +148,33 @@ def _norms(tensors: list[Tensor], total: Callable[[Tensor], Tensor] | None) -> T
     return norms if total is None else total(norms.double().square()).sqrt().to(norms.dtype)
 
 
-@torch.no_grad()
-def clip_per_tensor_(parameters: Iterable[Tensor], max_norm: float, total: Callable[[Tensor], Tensor] | None = None) -> Tensor:
+def clip_per_tensor_(parameters: Iterable[Tensor], max_norm: float) -> Tensor:
     """Shrink each gradient on its own to at most `max_norm`, factor max_norm / (|g| + 1e-6) (attmask.md 1.8).
 
-    Returns the norms before clipping, [n], one for each parameter that has a gradient. `total` sums squares [n] over the
-    ranks where each holds a part of every tensor.
+    Returns the norms before clipping, [n], one for each parameter that has a gradient.
     """
-    gradients = _gradients(parameters)
-    if not gradients:
-        return torch.zeros(0)
-    norms = _norms(gradients, total)
-    factors = (max_norm / (norms + 1e-6)).clamp(max=1.0)
-    torch._foreach_mul_(gradients, list(factors.unbind()))
+    parameters = list(parameters)
+    norms = gradient_norms(parameters)
+    shrink_(parameters, norms, max_norm)
     return norms
 
 
-@torch.no_grad()
-def clip_global_(parameters: Iterable[Tensor], max_norm: float, total: Callable[[Tensor], Tensor] | None = None) -> Tensor:
-    """Shrink all gradients by one factor so that their joint norm is at most `max_norm`; returns that norm before, 0-dim.
+def clip_global_(parameters: Iterable[Tensor], max_norm: float) -> Tensor:
+    """Shrink all gradients by one factor so that their joint norm is at most `max_norm`; returns that norm before, 0-dim."""
+    parameters = list(parameters)
+    norm = gradient_norms(parameters).norm()
+    shrink_(parameters, norm, max_norm)
+    return norm
 
-    `total` as in `clip_per_tensor_`.
-    """
+
+@torch.no_grad()
+def shrink_(parameters: Iterable[Tensor], norms: Tensor, max_norm: float) -> None:
+    """Multiply gradients in place by min(1, max_norm / (norm + 1e-6)); `norms` has one for each, or one for all (0-dim)."""
     gradients = _gradients(parameters)
     if not gradients:
-        return torch.zeros(())
-    norm = _norms(gradients, total).norm()
-    torch._foreach_mul_(gradients, (max_norm / (norm + 1e-6)).clamp(max=1.0))
-    return norm
+        return
+    factors = (max_norm / (norms + 1e-6)).clamp(max=1.0)
+    torch._foreach_mul_(gradients, list(factors.unbind()) if factors.ndim else factors)
 
 
 def ema_(teacher, student, momentum: float, ok: Tensor | None = None) -> None:

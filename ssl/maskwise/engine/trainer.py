@@ -14,7 +14,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from maskwise.distributed.world import World
 from maskwise.engine.lamb import LAMB
-from maskwise.engine.optim import LARS, SGD, clip_global_, clip_per_tensor_, gradient_norms
+from maskwise.engine.optim import LARS, SGD, gradient_norms, shrink_
 from maskwise.functional.errors import UserError
 
 if TYPE_CHECKING:
@@ -179,12 +179,12 @@ class Trainer:
         return (crops.float() / torch.iinfo(crops.dtype).max - mean) / std
 
     def _clip(self):
-        """Clip the reduced gradients; returns their norms before."""
-        total = self.shards.total if self.shards else None
+        """Clip the reduced gradients; returns their norms before, [n], or their joint norm where that is what is clipped."""
+        norms = gradient_norms(self.parameters, self.shards.total if self.shards else None)
         if self.clip:
-            clip = clip_per_tensor_ if self.clip_mode == "tensor" else clip_global_
-            return clip(self.parameters, self.clip, total)
-        return gradient_norms(self.parameters, total)
+            norms = norms if self.clip_mode == "tensor" else norms.norm()
+            shrink_(self.parameters, norms, self.clip)
+        return norms
 
     def _faults(self, seen, norms):
         """How many ranks have a loss, gradients or next centers that are not finite, int64 [3] on the device."""

@@ -499,7 +499,7 @@ def merge(layers: list[dict[str, Entry]], consented: Collection[str] = ()) -> tu
                 if why := not_consented(section, given, consented):
                     refused[section] = why
         keys, unknown = schema(SECTIONS, names, refused)
-        entries = {key: entry for key, entry in entries.items() if key in keys or key not in before}
+        entries = {key: entry for key, entry in entries.items() if key in keys and not keys[key].idle or key not in before}
         entries.update(layer)
         before = keys
     return entries, keys, unknown

@@ -100,6 +100,7 @@ class Key:
     kind: object
     default: object
     owner: str = ""  # the timm class that a key of section backbone is handed on to
+    idle: bool = False  # of no use to what is named: nothing but its default is taken, and a parent's value is not inherited
 
 
 class Unknown(Exception):
@@ -194,6 +195,14 @@ def timm_keys(name: str) -> dict[str, Key]:
     return {**keys, **{own: Key(kind, UNSET, family.__name__) for own, kind in own_keys(name).items()}}
 
 
+def not_taken(name: str) -> set[str]:
+    """Arguments of the backbone that the family of timm's model `name` has no use for."""
+    from maskwise.nn.timm_models import anatomy_of
+
+    family = anatomy_of(name)
+    return {"patch_size", "class_token", "position"} - {*family.TAKES} if getattr(family, "MAPS", False) else set()
+
+
 def kind_of(hint, default):
     """The kind of an argument from its annotation, else from its default."""
     if readable(hint):
@@ -244,6 +253,8 @@ def schema(sections: dict[str, type], names: dict[str, str], refused: dict[str, 
         if section in classes:
             own = constructor_keys(section, classes[section])
             passed = timm_keys(names[section]) if section == "backbone" else {}
+            if section == "backbone":
+                own |= {name: replace(own[name], default=UNSET, idle=True) for name in not_taken(names[section])}
             keys.update({f"{section}.{name}": key for name, key in {**own, **{name: passed[name] for name in passed if name not in own}}.items()})
     keys = {dotted: key for dotted, key in keys.items() if not (dotted in absent or f"{dotted.partition('.')[0]}." in absent)}
     for dotted, default in LABELLED_DEFAULTS.items() if labelled else ():
@@ -413,12 +424,13 @@ def unbuildable(values: dict[str, object]) -> list[tuple[str, str]]:
                     backbone.check_size((size, size))
             section = "pooling"
             pooling = named("pooling", values["pooling.name"])(backbone.dim, **arguments["pooling"])
+            encoder = Encoder(backbone, pooling, norm=values["pooling.norm"])
             section = "head"
             if "classifier.name" not in values:
                 ProjectionHead(backbone.dim, **arguments["head"])
                 return []
             section = "classifier"
-            named(section, values["classifier.name"])(Encoder(backbone, pooling, norm=values["pooling.norm"]), values["classifier.classes"] or 2, **arguments[section])
+            named(section, values["classifier.name"])(encoder, values["classifier.classes"] or 2, **arguments[section])
     except (UserError, KeyError) as error:
         text = f"timm knows no layer {error}" if isinstance(error, KeyError) else str(error)
         inside = [key for key in values if key.startswith(section + ".")]

@@ -104,6 +104,8 @@ def test_a_small_stem_keeps_small_images_large():
     assert backbone.patch_size == (8, 8) and backbone(images(32, dtype=torch.float32), layers=(0,)).stages[0].shape == (2, 64, 32, 32)
     assert backbone(images(20, dtype=torch.float32)).grid == (3, 3) == backbone.grid_for((20, 20))
     assert Backbone(**backbone.spec()).patch_size == (8, 8)
+    deep = tiny("basic", small_stem=True, stem_type="deep", stem_width=4)
+    assert deep.patch_size == (8, 8) and deep.stage_dims[0] == 8 and deep(images(32, dtype=torch.float32)).grid == (4, 4)
     assert tiny("basic", small_stem=False).patch_size == (32, 32)
 
 

@@ -9,7 +9,7 @@ CLASS = resnet.ResNet
 BLOCKS = (resnet.BasicBlock, resnet.Bottleneck)
 MAPS = True
 TAKES: dict[str, str] = {}
-OWN = {"small_stem": bool}  # a 3x3 convolution of stride 1 and no max-pooling, for images of 32 pixels or so
+OWN = {"small_stem": bool}  # 3x3 convolutions of stride 1 and no pooling, for images of 32 pixels or so
 PLAIN = {"num_classes": 0, "drop_path_rate": 0.0}
 CLASSIFIER = ("fc.",)
 MASKS = False
@@ -25,9 +25,11 @@ def alter(model: nn.Module, small_stem: bool) -> None:
     """Put the small stem in place of the usual one."""
     if not small_stem:
         return
-    width = model.bn1.num_features
-    model.conv1 = nn.Conv2d(model.in_chans, width, 3, stride=1, padding=1, bias=False)
-    nn.init.kaiming_normal_(model.conv1.weight, mode="fan_out", nonlinearity="relu")
+    if isinstance(model.conv1, nn.Sequential):  # three convolutions of 3x3, the first with the stride
+        model.conv1[0].stride = (1, 1)
+    else:
+        model.conv1 = nn.Conv2d(model.conv1.in_channels, model.conv1.out_channels, 3, stride=1, padding=1, bias=False)
+        nn.init.kaiming_normal_(model.conv1.weight, mode="fan_out", nonlinearity="relu")
     model.maxpool = nn.Identity()
 
 

@@ -16,7 +16,7 @@ from maskwise.methods.masking import Hidden, RandomMasking
 class Blank(Shapes):
     """Shapes of which that share are one and the same empty grey picture."""
 
-    def __init__(self, count: int = 384, size: int = 40, fault: float = 1.0, split: str = "train"):
+    def __init__(self, count: int = 240, size: int = 40, fault: float = 1.0, split: str = "train"):
         super().__init__(count, size, 0, split)
         self.fault = fault
 
@@ -29,7 +29,7 @@ class Blank(Shapes):
 class Grey(Shapes):
     """Shapes that fade into their brightness: at 1 each is one grey of its own, and one number tells all about it."""
 
-    def __init__(self, count: int = 384, size: int = 40, fault: float = 1.0, split: str = "train"):
+    def __init__(self, count: int = 240, size: int = 40, fault: float = 1.0, split: str = "train"):
         super().__init__(count, size, 0, split)
         self.fault = fault
 

@@ -17,7 +17,7 @@ WELL = {
 }  # fmt: skip
 SICK = {
     "same": {"teacher_gap": 0.0}, "teacher": {"momentum": 1.0}, "stuck": {"cls": LN}, "uniform": {"teacher_entropy": LN}, "point": {"teacher_spread": 0.0},
-    "patch_uniform": {"patch_entropy": LN}, "patch_point": {"patch_spread": 0.0}, "flat": {"feature_std": 0.0}, "line": {"feature_rank": 1.0}, "masks": {"mask_agreement": 1.0},
+    "patch_uniform": {"patch_entropy": LN}, "patch_point": {"patch_spread": 0.0}, "flat": {"feature_std": 0.0}, "twins": {"feature_twins": 1.0}, "line": {"feature_rank": 1.0}, "masks": {"mask_agreement": 1.0},
 }  # fmt: skip
 HEALTHY = """\
 run          RUN: ibot, masking attmask_hint, vit_tiny_patch16_224, pooling cls

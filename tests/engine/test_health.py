@@ -9,7 +9,7 @@ from maskwise.engine.health import SIGNS, Health
 
 LN = math.log(1000)
 WELL = {
-    "cls": 4.0, "teacher_entropy": 2.0, "teacher_spread": 3.5, "patch": 2.0, "patch_entropy": 2.0, "patch_spread": 4.0, "feature_std": 0.6, "feature_rank": 3.0,
+    "cls": 4.0, "teacher_entropy": 2.0, "teacher_spread": 3.5, "patch": 2.0, "patch_entropy": 2.0, "patch_spread": 4.0, "feature_std": 0.6, "feature_rank": 3.0, "feature_twins": 0.0,
     "mask_share": 0.15, "mask_agreement": 0.1, "teacher_gap": 0.01, "momentum": 0.9, "skipped": 0,
 }  # fmt: skip
 SICK = {  # kind: the numbers that raise it, just inside the threshold
@@ -21,6 +21,7 @@ SICK = {  # kind: the numbers that raise it, just inside the threshold
     "patch_uniform": {"patch_entropy": LN * 0.981},
     "patch_point": {"patch_spread": 0.39 * math.log(128)},
     "flat": {"feature_std": health.FLAT - 0.01},
+    "twins": {"feature_twins": health.TWINS + 0.01},
     "line": {"feature_rank": health.LINE - 0.01},
     "masks": {"mask_agreement": health.EQUAL_MASKS + 0.01},
 }
@@ -44,7 +45,7 @@ def test_each_sign_speaks_once_after_its_patience_and_names_a_remedy(kind):
     lines = [{**WELL, **SICK[kind], "step": 10 * i} for i in range(1, 60)]
     (alarm,) = alarms(lines)
     assert alarm.kind == kind and "{" not in alarm.text and "\n" not in alarm.text
-    assert any(f"{section}." in alarm.text for section in ("teacher", "method", "optimizer", "head", "masking"))
+    assert any(f"{section}." in alarm.text for section in ("teacher", "method", "optimizer", "head", "masking")) or "look for" in alarm.text
     assert alarms(lines[:9]) == []  # before its patience
     late = [*({**WELL, "step": 10 * i} for i in range(1, 40)), *lines[39:42]]
     assert alarms(late) == [] or kind == "teacher"  # not yet the whole window

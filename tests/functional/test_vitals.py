@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from maskwise.functional.vitals import mask_agreement, participation_ratio
+from maskwise.functional.vitals import mask_agreement, participation_ratio, twin_share
 
 
 @pytest.mark.parametrize("n, d", [(5, 12), (40, 6)])
@@ -19,6 +19,13 @@ def test_participation_ratio_of_known_clouds():
     line = torch.linspace(-1, 1, 9)[:, None] * torch.tensor([1.0, 2.0, 3.0])
     torch.testing.assert_close(participation_ratio(line), torch.tensor(1.0))
     assert participation_ratio(torch.ones(6, 3)) == 0
+
+
+def test_twins_are_counted_by_pairs():
+    unit = torch.nn.functional.normalize(torch.randn(6, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(0)), dim=1)
+    unit[3] = unit[1] = unit[0]
+    assert twin_share(unit) == pytest.approx(3 / 15)  # three of fifteen pairs
+    assert twin_share(unit[:1]) == 0 and twin_share(unit[:2]) == 1 and twin_share(unit[3:]) == 0
 
 
 def kappa(mask):

@@ -20,7 +20,7 @@ from maskwise.recipe import Recipe, read_recipe
 FEW_SKIPPED = 0.01  # share of the steps that may be left out in a run that is still called healthy
 WAITING = {True: 0.2, False: 0.5}  # share of waiting from which on the data are the brake: with data workers, and without
 # signs in the order of cause and consequence: what comes first explains what comes after
-ROOTS = ("same", "teacher", "flat", "point", "uniform", "line", "stuck", "patch_point", "patch_uniform", "masks", "knn")
+ROOTS = ("same", "teacher", "flat", "twins", "line", "point", "uniform", "stuck", "patch_point", "patch_uniform", "masks", "knn")
 
 
 @dataclass(frozen=True)

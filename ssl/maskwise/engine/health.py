@@ -10,7 +10,8 @@ LN_K = 0.01  # how near ln K, as a share of it, is standing at ln K
 UNIFORM = 0.98  # entropy of the targets, as a share of ln K, from which on they say nothing
 ONE_KIND = 0.4  # entropy of the batch's mean target, as a share of what the batch could show, below which one prototype takes all
 FLAT = 0.15  # standard deviation of unit features (1: spread out) below which all images have one feature
-LINE = 1.3  # participation ratio of the features below which they lie on a line
+LINE = 1.5  # participation ratio of the features below which they lie on a line
+TWINS = 0.1  # share of pairs of images with one and the same feature from which on too many images are alike
 EQUAL_MASKS = 0.3  # Fleiss' kappa of the masks from which on all images lose the same patches
 UNMOVED = 0.5  # share of its first weights that a teacher may still hold after a quarter of the run
 SAME = 1e-6  # relative distance of student and teacher below which they are one network
@@ -130,6 +131,10 @@ def flat(health: Health) -> bool:
     return health.all("feature_std", lambda std: std < FLAT)
 
 
+def twins(health: Health) -> bool:
+    return health.all("feature_twins", lambda share: share > TWINS)
+
+
 def line(health: Health) -> bool:
     return health.all("feature_rank", lambda rank: rank < LINE)
 
@@ -156,6 +161,7 @@ SIGNS = {
     "patch_uniform": (patch_uniform, "the targets of the hidden patches have stood at ln K = {patch_ceiling:.2f} for {steps} steps, they say nothing: lower teacher.patch_temp"),
     "patch_point": (patch_point, "the teacher puts every hidden patch on one prototype: lower method.center_momentum or take method.targets=sinkhorn, or raise teacher.patch_temp"),
     "flat": (flat, "all images have nearly the same feature (feature_std {last[feature_std]:.2f}, healthy is above .5): look at the images, and raise teacher.momentum or lower optimizer.lr"),
+    "twins": (twins, "{last[feature_twins]:.0%} of the pairs of images have one and the same feature: look for empty or repeated images in the data"),
     "line": (line, "the features lie on one line (feature_rank {last[feature_rank]:.1f}): give more head.prototypes, more varied images, or method.targets=sinkhorn"),
     "masks": (equal_masks, "all images lose the same patches (mask_agreement {last[mask_agreement]:.2f}): the attention follows the place and not the image; take masking random or block, "
               "or start AttMask later (method.start_epoch)"),

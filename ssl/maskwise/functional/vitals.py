@@ -17,6 +17,12 @@ def participation_ratio(features: Tensor) -> Tensor:
     return total.square() / gram.square().sum().clamp_min(torch.finfo(gram.dtype).tiny)
 
 
+def twin_share(unit: Tensor, alike: float = 0.999) -> Tensor:
+    """Share of the pairs of different rows whose cosine exceeds `alike`: unit vectors [n, D] -> scalar, 0 for fewer than two rows."""
+    pairs = len(unit) * (len(unit) - 1)
+    return ((unit @ unit.T > alike).sum() - len(unit)).clamp_min(0) / max(1, pairs)
+
+
 def mask_agreement(mask: Tensor) -> Tensor:
     """How alike the masks of different views are, bool [V, N] -> Fleiss' kappa: 1 for equal masks, about 0 for independent ones.
 

@@ -242,12 +242,12 @@ class StudentTeacher(nn.Module):
 
         mask_share is the share of all patches that are hidden and mask_agreement how alike the views' masks are (1: all equal);
         feature_std, 1 for spread-out and 0 for collapsed features, is the standard deviation of the teacher's unit vectors times
-        sqrt(D), feature_rank their participation ratio; center_move is how far the mean logits of this step lie from the centers
+        sqrt(D), feature_rank their participation ratio, feature_twins the share of pairs of images with one feature; center_move is how far the mean logits of this step lie from the centers
         (0 without centers). `health` is that of `image_term` and `patch_term`.
         """
         unit = F.normalize(wide(lesson.pooled), dim=-1)
         with full_precision(unit.device.type):
-            rank, move = vitals.participation_ratio(unit), self._center_move()
+            rank, twins, move = vitals.participation_ratio(unit), vitals.twin_share(unit[: (len(unit) + 1) // 2]), self._center_move()
         return {
             "loss": loss,
             "cls": cls.detach(),
@@ -257,6 +257,7 @@ class StudentTeacher(nn.Module):
             "mask_agreement": vitals.mask_agreement(lesson.hidden.mask).to(cls.dtype),
             "feature_std": unit.std(dim=0, unbiased=False).mean() * math.sqrt(unit.shape[-1]),
             "feature_rank": rank,
+            "feature_twins": twins.to(cls.dtype),
             "center_move": move.to(cls.dtype),
         }
 

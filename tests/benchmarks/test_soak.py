@@ -1,0 +1,48 @@
+"""The soak's judgement on samples made up, and its short form: flat memory, and nothing left behind after Ctrl-C."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from benchmarks import soak
+
+
+def samples(**growth):
+    return [{"seconds": i, "step": 100 * i, **{key: start + rate * i for key, (start, rate) in {"rss_mib": (400.0, 0.0), "handles": (5, 0), **growth}.items()}} for i in range(40)]
+
+
+def test_what_grows_is_not_flat():
+    assert soak.judged(samples())["flat"]
+    assert soak.judged(samples(rss_mib=(400.0, 0.2)))["flat"]  # 1 % over the second half
+    assert not soak.judged(samples(rss_mib=(400.0, 1.0)))["flat"]
+    assert not soak.judged(samples(handles=(5, 0.1)))["flat"]
+    verdict = soak.judged(samples(rss_mib=(400.0, 1.0)))
+    assert verdict["rss_mib_per_1000_steps"] == pytest.approx(10.0) and verdict["rss_mib_grown_in_second_half"] == pytest.approx(19.0)
+
+
+def test_processes_are_found_however_deep_and_zombies_are_dead():
+    child = subprocess.Popen([sys.executable, "-c", "import subprocess, sys; subprocess.Popen(['sleep', '60']); print('up', flush=True); sys.stdin.read()"],
+                             stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True)  # fmt: skip
+    child.stdout.readline()
+    below = soak.descendants(os.getpid())
+    assert child.pid in below and len(soak.descendants(child.pid)) == 1 and soak.alive(child.pid)
+    ends = soak.ended(child)
+    assert ends["processes"] == 2 and ends["processes_left"] == 0 and not soak.alive(child.pid)
+
+
+def test_the_recipe_can_be_read():
+    from maskwise.recipe import read_recipe
+
+    assert read_recipe("debug/tiny", *soak.TINY).train.batch_size == 4
+
+
+@pytest.mark.slow
+def test_the_short_form(tmp_path):
+    found = soak.soak(0.2, 300, tmp_path, every=2.0, say=lambda text: None)
+    assert found["samples"][-1]["step"] >= 300 and found["verdict"]["flat"], found["verdict"]
+    assert found["end"] == {"exit": 0, "processes": 1, "processes_left": 0, "shared_memory_left": []}
+    for name, options, ranks in (("workers", ("speed.workers=2",), 1), ("ranks", (), 2), ("both", ("speed.workers=1",), 2)):
+        left = soak.interrupted(tmp_path / name, *options, ranks=ranks, at=20)
+        assert left["processes"] > 1 and left["processes_left"] == 0 and left["shared_memory_left"] == [] and left["preempted"], (name, left)

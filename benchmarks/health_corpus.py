@@ -44,8 +44,8 @@ HEALTHY = [
 
 
 def temps(*keys: str):
-    """A temperature at 1 instead of .02, or half-way there on a logarithmic scale."""
-    return lambda fault: tuple(f"teacher.{key}={0.02 ** (1 - fault):g}" for key in keys)
+    """A temperature of 1 instead of .02, or of half that."""
+    return lambda fault: tuple(f"teacher.{key}={fault:g}" for key in keys)
 
 
 def part(section: str, name: str, *more: str):
@@ -55,8 +55,8 @@ def part(section: str, name: str, *more: str):
 
 # fault: (the alarms of which one must speak and be the doctor's first, what half strength means, the overrides at a strength)
 SICK = {
-    "targets without a preference": (("uniform", "stuck"), "a temperature half-way from .02 to 1 on a logarithmic scale (.14)", temps("temp", "warmup_temp", "patch_temp", "warmup_patch_temp")),
-    "patch targets without a preference": (("patch_uniform",), "a patch temperature of .14 instead of 1", temps("patch_temp", "warmup_patch_temp")),
+    "targets without a preference": (("uniform", "stuck"), "temperatures of .5 instead of 1 (healthy: .02)", temps("temp", "warmup_temp", "patch_temp", "warmup_patch_temp")),
+    "patch targets without a preference": (("patch_uniform",), "patch temperatures of .5 instead of 1 (healthy: .02)", temps("patch_temp", "warmup_patch_temp")),
     "one prototype for every image": (("point",), "half of the center is taken off", part("method", "LessCentred", "masking.name=none")),
     "one prototype for every patch": (("patch_point",), "half of the patch center is taken off", part("method", "PatchesLessCentred")),
     "empty images": (("flat", "twins"), "half of the images are one grey picture", part("data", "Blank", "crops.jitter_prob=0", "crops.grey_prob=0")),
@@ -97,17 +97,34 @@ def last_change() -> str:
     return subprocess.run(["git", "log", "-1", "--format=%h", "--", here.name], cwd=here.parent, capture_output=True, text=True).stdout.strip()
 
 
-def measure(only: str = "", say=print) -> dict:
-    """All runs, healthy and sick, whose title holds `only`."""
+def thresholds() -> str:
+    """The content of the file of thresholds, as git names it: what the runs were judged by."""
+    return subprocess.run(["git", "hash-object", health.__file__], capture_output=True, text=True).stdout.strip()
+
+
+def verdict(found: dict) -> dict:
+    """Counts over all runs."""
+    sick = found["sick"].values()
+    return {
+        "healthy_runs": len(found["healthy"]), "healthy_without_alarm": sum(each["well"] for each in found["healthy"].values()),
+        "sick_runs": len(sick), "alarm_spoke": sum(each["spoke_at_step"] is not None for each in sick), "doctor_named_it": sum(each["named"] for each in sick),
+        "latest_alarm_at_step": max((each["spoke_at_step"] or 0 for each in sick), default=None),
+    }  # fmt: skip
+
+
+def measure(only: str = "", kept: dict | None = None, say=print) -> dict:
+    """All runs, healthy and sick, whose title holds `only`; those in `kept` are taken from there if they were judged by the same thresholds."""
+    os.environ.setdefault("MASKWISE_MODULES", "benchmarks.sick")
+    kept = kept if kept and kept["thresholds_file"] == thresholds() else {"healthy": {}, "sick": {}}
     about = {
-        "date": str(date.today()), "commit": commit(), "thresholds_since": last_change(), "command": "python -m benchmarks.health_corpus", "torch": torch.__version__,
+        "date": str(date.today()), "commit": commit(), "thresholds_since": last_change(), "thresholds_file": thresholds(), "command": "python -m benchmarks.health_corpus", "torch": torch.__version__,
         "machine": f"{os.cpu_count()} CPU cores ({platform.machine()})", "recipe": ["pretrain/quickstart_shapes", *TINY],
         "thresholds": {key: getattr(health, key) for key in ("WINDOW", "PATIENCE", "LN_K", "UNIFORM", "ONE_KIND", "FLAT", "LINE", "TWINS", "EQUAL_MASKS", "UNMOVED", "SAME", "BELOW")},
     }  # fmt: skip
-    found = {**about, "healthy": {}, "sick": {}}
+    found = {**about, "healthy": dict(kept["healthy"]), "sick": dict(kept["sick"])}
     with tempfile.TemporaryDirectory() as folder:
         for number, (title, overrides) in enumerate(HEALTHY):
-            if only in title:
+            if only in title and title not in found["healthy"]:
                 seen = trained(Path(folder) / f"healthy_{number}", *overrides, epochs=EPOCHS)
                 seen["well"] = not seen["alarms"] and not seen["doctor"] and seen["cls_of_ln_k"] < LEARNT
                 found["healthy"][title] = seen
@@ -115,7 +132,7 @@ def measure(only: str = "", say=print) -> dict:
         for number, (title, (expected, half, overrides)) in enumerate(SICK.items()):
             for strength in (1.0, 0.5):
                 name = title if strength == 1 else f"{title}, at half strength"
-                if only in name:
+                if only in name and name not in found["sick"]:
                     seen = trained(Path(folder) / f"sick_{number}_{strength}", *overrides(strength), epochs=SHORT)
                     spoke = [seen["alarms"][kind] for kind in expected if kind in seen["alarms"]]
                     seen |= {"expected": expected, "spoke_at_step": min(spoke) if spoke else None, "named": bool(seen["doctor"]) and seen["doctor"][0] in expected}
@@ -123,21 +140,16 @@ def measure(only: str = "", say=print) -> dict:
                         seen["half_strength"] = half
                     found["sick"][name] = seen
                     say(json.dumps({name: seen}))
-    sick = found["sick"].values()
-    found["verdict"] = {
-        "healthy_runs": len(found["healthy"]), "healthy_without_alarm": sum(each["well"] for each in found["healthy"].values()),
-        "sick_runs": len(sick), "alarm_spoke": sum(each["spoke_at_step"] is not None for each in sick), "doctor_named_it": sum(each["named"] for each in sick),
-        "latest_alarm_at_step": max((each["spoke_at_step"] or 0 for each in sick), default=None),
-    }  # fmt: skip
+    found["verdict"] = verdict(found)
     return found
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--only", default="", help="runs whose title holds these words")
-    parser.add_argument("--json", metavar="FILE")
+    parser.add_argument("--json", metavar="FILE", help="write there; runs that are in it already, judged by the same thresholds, are kept")
     given = parser.parse_args()
-    result = measure(given.only)
+    result = measure(given.only, json.loads(Path(given.json).read_text()) if given.json and Path(given.json).exists() else None)
     if given.json:
         Path(given.json).write_text(json.dumps(result, indent=1) + "\n")
     print(json.dumps(result["verdict"], indent=1))

@@ -144,7 +144,6 @@ def test_the_command_answers_with_its_exit_status(run, tmp_path, capsys):
     assert main(["doctor", str(folder)]) == 0 and "verdict      healthy" in capsys.readouterr().out
     run(logged(feature_std=0.0))
     assert main(["doctor", str(folder)]) == 1 and "verdict      flat" in capsys.readouterr().out
-    assert main(["doctor", str(folder), "train.steps=3"]) == 2 and "recipe.yaml" in capsys.readouterr().err
     (tmp_path / "empty").mkdir()
     assert main(["doctor", str(tmp_path / "empty")]) == 2
     assert "is not the folder of a run that has begun" in capsys.readouterr().err

@@ -47,12 +47,14 @@ def is_run(path) -> bool:
     return Path(path).is_dir() and (Path(path) / "recipe.yaml").is_file() and (Path(path) / "metrics.jsonl").is_file()
 
 
-def diagnose(folder) -> Diagnosis:
-    """Read a run folder: its metrics, reports, checkpoints and lists; nothing is written. Raises UserError for what is not a run folder."""
+def diagnose(folder, *overrides: str) -> Diagnosis:
+    """Read a run folder: its metrics, reports, checkpoints and lists; nothing is written. `overrides` as for `read_recipe`: with them the
+    user stands for code that the recipe names. Raises UserError for what is not a run folder.
+    """
     folder = Path(folder)
     if not is_run(folder):
         raise UserError(f"{folder} is not the folder of a run that has begun (it has no recipe.yaml and metrics.jsonl); give the --out of a training run")
-    recipe, lines = read_recipe(folder), read_metrics(folder / "metrics.jsonl")
+    recipe, lines = read_recipe(folder, *overrides), read_metrics(folder / "metrics.jsonl")
     try:
         about = json.loads((folder / "run.json").read_text())
     except (OSError, ValueError):

@@ -84,6 +84,8 @@ def method(recipe: Recipe, encoder, classes: int):
     """The method on an encoder, with a classifier of so many classes, a function of the recipe's seed."""
     with draws.seeded(recipe.seed + 1):
         classifier = named("classifier", recipe.classifier.name)(encoder, classes, **recipe.classifier.keywords())
+    if recipe.speed.checkpointing == "blocks" and recipe.method.keywords().get("dropout"):
+        raise UserError("speed.checkpointing=blocks computes blocks again, which with method.dropout would drop other tokens; give none")
     options = {"splits": recipe.augment.splits, "average": recipe.teacher.momentum is not None, "seed": recipe.seed}
     return named("method", recipe.method.name)(encoder, classifier, **recipe.method.keywords(), **options)
 

@@ -89,7 +89,7 @@ BOUNDS = {
         masking.ratio masking.var masking.prob masking.show_max teacher.momentum teacher.momentum_end""",
     ),
     "above 0 and at most 1": (lambda v: 0 < v <= 1, "augment.scale crops.global_scale crops.local_scale evaluate.crop_pct"),
-    "from 0 to below 1": (lambda v: 0 <= v < 1, "backbone.drop_path augment.smoothing optimizer.momentum optimizer.betas classifier.dropout"),
+    "from 0 to below 1": (lambda v: 0 <= v < 1, "backbone.drop_path augment.smoothing optimizer.momentum optimizer.betas classifier.dropout method.dropout"),
 }
 
 

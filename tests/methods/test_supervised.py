@@ -32,7 +32,7 @@ class Convolutional(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.conv, self.norm, self.pooling = nn.Conv2d(3, 6, 3), nn.BatchNorm2d(6), nn.Identity()
+        self.conv, self.norm, self.pooling, self.backbone = nn.Conv2d(3, 6, 3), nn.BatchNorm2d(6), nn.Identity(), None
 
     def forward(self, images, *, attention=False, layers=(), drop_key=None):
         x = self.norm(self.conv(images)).relu()
@@ -117,6 +117,30 @@ def test_dropout_is_keyed_by_the_sample():
     first, again, later = (built(images, targets, step=step, epoch=0, sample_ids=ids)["loss"] for step in (3, 3, 4))
     turned = built(images.flip(0), targets.flip(0), step=3, epoch=0, sample_ids=ids.flip(0))["loss"]
     assert torch.equal(first, again) and torch.allclose(first, turned) and not torch.allclose(first, later)
+
+
+def test_a_transformers_dropout_is_timms_and_seeded_by_the_step():
+    """On tokens, after each projection and twice in each MLP; off in eval mode; the same whatever was drawn before."""
+    built, (images, targets, ids) = method(dropout=0.0), batch()
+    options = {"step": 3, "epoch": 0, "sample_ids": ids}
+    plain = built(images, targets, **options)["loss"]
+    built = dropping(0.1)
+    places = [part for part in built.student.encoder.backbone.modules() if isinstance(part, nn.Dropout) and part.p == 0.1]
+    assert len(places) == 1 + 2 * 3
+    one = built(images, targets, **options)["loss"]
+    torch.rand(5)
+    assert torch.equal(one, built(images, targets, **options)["loss"]) and not torch.allclose(one, plain)
+    built.student.encoder.backbone.checkpointing = "elementwise"  # nothing is computed again with other draws
+    assert torch.equal(one, built(images, targets, **options)["loss"])
+    assert not torch.equal(one, built(images, targets, **{**options, "step": 4})["loss"])
+    assert torch.allclose(built.eval()(images, targets, **options)["loss"], plain)
+    with pytest.raises(UserError, match="method.dropout=0.1 is for Vision Transformers"):
+        convolutional(dropout=0.1)
+
+
+def dropping(rate):
+    built = method()
+    return Supervised(built.student.encoder, built.student.head, dropout=rate).double()
 
 
 def test_views_share_labels_and_their_divergence_is_added():

@@ -15,6 +15,7 @@ from maskwise.functional import average, draws
 from maskwise.functional.classification import criterion
 from maskwise.functional.errors import UserError
 from maskwise.methods.student_teacher import Network
+from maskwise.nn.dropout import drop_tokens_
 
 DROPOUT = 50  # stream of keyed draws, beside those of functional.draws
 
@@ -24,8 +25,8 @@ class Supervised(nn.Module):
 
     `loss` is softmax or bce (whose targets above `bce_threshold` become 1); with `splits` views of each image the first is learnt from and
     jsd_weight times the divergence of the predictions added (0: all are learnt from alike), and `split_norm` gives each further view
-    batch norms of its own, which only training has. With `average` the teacher is the moving average of weights and statistics, else
-    it is the student. Dropout, where a part has it, is torch's, keyed by (seed, step, first sample).
+    batch norms of its own, which only training has. `dropout` is a Vision Transformer's. With `average` the teacher is the moving average of weights and statistics, else
+    it is the student. That dropout is torch's, seeded by (seed, step, first sample of the part).
     """
 
     learns_labels = True
@@ -33,13 +34,15 @@ class Supervised(nn.Module):
 
     def __init__(
         self, encoder: nn.Module, classifier: nn.Module, *, loss: str = "softmax", bce_threshold: float | None = None, splits: int = 1,
-        jsd_weight: float = 0.0, split_norm: bool = False, average: bool = False, seed: int = 0,
+        jsd_weight: float = 0.0, split_norm: bool = False, dropout: float = 0.0, average: bool = False, seed: int = 0,
     ):  # fmt: skip
         super().__init__()
         if jsd_weight and splits < 2:
             raise UserError(f"method.jsd_weight={jsd_weight} compares views of an image and there is one: give augment.splits=3, or jsd_weight 0")
         if split_norm and splits < 2:
             raise UserError("method.split_norm gives every further view its own batch norms and there is one view: give augment.splits=3, or false")
+        if dropout:
+            drop_tokens_(encoder.backbone, dropout)
         self.student = Network(encoder, classifier)
         self.teacher = copy.deepcopy(self.student).requires_grad_(False) if average else self.student
         self.criterion = criterion(loss, splits=splits, jsd_weight=jsd_weight, threshold=bce_threshold)
@@ -49,14 +52,14 @@ class Supervised(nn.Module):
             raise UserError("method.split_norm: this encoder has no batch norm; leave it out")
         self.norm_names = [name for name, _ in norms]
         self.further_norms = nn.ModuleList(nn.ModuleList(copy.deepcopy(part) for _, part in norms) for _ in range(splits - 1 if split_norm else 0))
-        self.drops = any(isinstance(part, nn.modules.dropout._DropoutNd) and part.p > 0 for part in self.student.modules())
+        self.dropout = dropout
 
     def forward(self, images: Tensor, targets: Tensor, *, step: int, epoch: int, sample_ids: Tensor) -> dict[str, Tensor]:
         """Images [splits * B, 3, S, S], normalised floats, view-major, and soft targets [B, C] -> the classifier's losses, "loss" among them."""
         samples, views = len(sample_ids), len(images) // len(sample_ids)
         view = torch.arange(views).repeat_interleave(samples)
         keys = draws.mix(draws.DROP_PATH, self.seed, step, sample_ids.cpu().repeat(views), view).to(images.device, non_blocking=True)
-        noise = draws.seeded(int(draws.mix(DROPOUT, self.seed, step, int(sample_ids[0])))) if self.drops else contextlib.nullcontext()
+        noise = draws.seeded(int(draws.mix(DROPOUT, self.seed, step, int(sample_ids[0])))) if self.dropout else contextlib.nullcontext()
         with noise:
             return self.student.head.losses(self.look(images, keys), targets, self.criterion, drop_key=keys)
 

@@ -35,6 +35,7 @@ class TransformerBackbone(Backbone):
         self.cls_token, self.reg_token, self.pos_embed = model.cls_token, model.reg_token, model.pos_embed
         self.rope = getattr(model, "rope", None)
         self._turns: dict = {}
+        self.token_drop = nn.Dropout(0.0)  # see dropout.drop_tokens_
         self.checkpointing, self.compiled = "none", False  # how to compute, never what: see `speed`
         return self.dim
 
@@ -102,13 +103,14 @@ class TransformerBackbone(Backbone):
         size = tuple(images.shape[-2:])
         self.check_size(size)
         grid = self.grid_for(size)
-        return self.norm_pre(self._embed(images, mask, grid)), grid
+        return self.norm_pre(self.token_drop(self._embed(images, mask, grid))), grid
 
     def _through(self, x, grid, factors, shapes, row, keys, wanted) -> trunk.Passed:
         # evaluations have batches of many sizes: only training is worth compiling
         run = trunk.compiled_through if self.compiled and self.training else trunk.through
         turns = ANATOMIES[self.kind].turns(self.rope, self._turns, grid, self.num_prefix)
-        return run(self.kind, self.blocks, x, turns, factors, shapes, row, keys, wanted, self.checkpointing)
+        saves = "none" if self.token_drop.p else self.checkpointing  # what is computed again would drop other entries
+        return run(self.kind, self.blocks, x, turns, factors, shapes, row, keys, wanted, saves)
 
     def _embed(self, images: Tensor, mask: Tensor | None, grid: tuple[int, int]) -> Tensor:
         x = self.patch_embed.norm(self.patch_embed.proj(images).flatten(2).transpose(1, 2))

@@ -76,7 +76,7 @@ def attend(
     gate = getattr(attn, "gate", None)
     if gate is not None:
         mixed = mixed * gate(norm(x) if lean else normed).sigmoid()
-    return attn.proj(mixed), *first
+    return attn.proj_drop(attn.proj(mixed)), *first
 
 
 def mix(attn: Attention, qkv: Tensor) -> tuple[Tensor, Tensor, Tensor]:

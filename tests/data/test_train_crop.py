@@ -8,7 +8,8 @@ from PIL import Image
 from maskwise.data import augment, erasing
 from maskwise.data.loader import batches, epoch_order
 from maskwise.data.mixing import Mixing
-from maskwise.data.train_crop import TrainCrop, make_policy
+from maskwise.data.policy import make_policy, mended, posterize
+from maskwise.data.train_crop import TrainCrop
 from maskwise.functional import draws
 from maskwise.functional.errors import UserError
 
@@ -63,6 +64,21 @@ def test_the_policy_is_timms_on_the_crop():
         expected = make_policy(RAND, 32, (0.485, 0.456, 0.406), "bicubic")(Image.fromarray(plain.permute(1, 2, 0).numpy()))
     assert torch.equal(changed, torch.from_numpy(np.array(expected)).permute(2, 0, 1))
     assert any(not torch.equal(crop((k,), policy=RAND)[0], crop((k,))[0]) for k in range(3))
+
+
+def test_full_posterisation_leaves_black_and_no_error():
+    """At full strength timm asks for no bits, which Pillow refuses."""
+    from timm.data.auto_augment import AugmentOp
+
+    image = Image.fromarray(picture().permute(1, 2, 0).numpy())
+    assert not np.asarray(posterize(image, 0)).any() and np.array_equal(np.asarray(posterize(image, 8)), np.asarray(image))
+    assert np.array_equal(np.asarray(posterize(image, 3)), np.asarray(image) & 0b11100000)
+    for name in ("rand-m10-n13-p1.0-inc1", "augmix-m10", "original"):
+        policy = make_policy(name, 32, (0.5,) * 3, "bicubic")
+        operations = getattr(policy, "ops", None) or [each for row in policy.policy for each in row]
+        assert any(each.aug_fn is posterize for each in operations)
+    policy.policy = [[AugmentOp("PosterizeIncreasing", prob=1.0, magnitude=10)]]
+    assert not np.asarray(mended(policy)(image)).any()
 
 
 @pytest.mark.parametrize("policy", [None, RAND, "augmix-m3-w3", "original"])

@@ -11,6 +11,7 @@ from PIL import Image
 from maskwise.data import erasing
 from maskwise.data.batch import Colours, Params
 from maskwise.data.multicrop import MultiCrop, Shrunk, channels_last, portions, resized_crop
+from maskwise.data.policy import make_policy
 from maskwise.functional import draws
 from maskwise.functional.errors import UserError
 
@@ -99,25 +100,3 @@ class TrainCrop:
 
     def _erased(self, samples: torch.Tensor, epoch: int):
         return erasing.draw(samples, epoch, self.splits, self.global_size, self.erasing, spared=self.spared, seed=self.seed)
-
-
-def make_policy(name: str, size: int, mean: tuple[float, ...], interpolation: str):
-    """timm's transform of a PIL image for a policy's name, with the settings that timm's own training has; raises UserError for one it cannot read."""
-    from maskwise.functional.torchvision_ready import ready_torchvision
-
-    ready_torchvision()
-    from timm.data import auto_augment
-    from timm.data.transforms import str_to_pil_interp
-
-    hints = {"translate_const": int(size * 0.45), "img_mean": tuple(min(255, round(255 * value)) for value in mean)}
-    if interpolation != "random":
-        hints["interpolation"] = str_to_pil_interp(interpolation)
-    kind = name.partition("-")[0]
-    try:
-        if kind == "rand":
-            return auto_augment.rand_augment_transform(name, hints)
-        if kind == "augmix":
-            return auto_augment.augment_and_mix_transform(name, {**hints, "translate_pct": 0.3})
-        return auto_augment.auto_augment_transform(name, hints)
-    except (AssertionError, ValueError, KeyError, AttributeError):
-        raise UserError(f"augment.policy={name!r} is nothing that timm reads: give rand-m9-mstd0.5-inc1, augmix-m3-w3, original, or null for none") from None

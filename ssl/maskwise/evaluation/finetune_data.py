@@ -10,6 +10,7 @@ from torch import Tensor
 
 from maskwise.data.decode import CorruptImage
 from maskwise.data.mixing import STREAM, Mixing
+from maskwise.data.policy import mended
 from maskwise.functional import draws
 from maskwise.functional.errors import UserError
 
@@ -47,6 +48,7 @@ class TransferBatches:
             size, is_training=True, color_jitter=colour_jitter, auto_augment=None if rand_augment == "none" else rand_augment, interpolation="bicubic",
             re_prob=erasing, re_mode="pixel", re_count=1, mean=tuple(map(float, encoder.mean)), std=tuple(map(float, encoder.std)),
         )  # fmt: skip
+        self.transform.transforms = [mended(each) for each in self.transform.transforms]
         self.mix = Mixing(classes, mixup=mixup, cutmix=cutmix, smoothing=smoothing)
 
     def __len__(self) -> int:

@@ -105,6 +105,8 @@ def places(trainer) -> list[tuple[object, str, str]]:
         (method, "image_term", "loss"), (method, "patch_term", "loss"), (torch.Tensor, "backward", "backward"), (trainer, "_clip", "clip"),
         (engine, "step_if", "optimizer"), (method, "update_teacher", "EMA"), (trainer, "_floats", "copy"),
     ]  # fmt: skip
+    if hasattr(method, "learns_labels"):
+        known += [(method, "look", "student"), (method.student.head, "losses", "loss")]
     return [each for each in known if hasattr(each[0], each[1])]
 
 

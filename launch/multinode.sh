@@ -19,13 +19,7 @@ if [ "${#arguments[@]}" -eq 0 ] || [ -z "${HOST:-}" ]; then
     maskwise_fail "usage, on every node: HOST=FIRST_NODE NODES=n bash launch/multinode.sh RECIPE --out DIR [key=value ...]"
 fi
 
-out=""
-for ((i = 0; i < ${#arguments[@]}; i++)); do
-    case "${arguments[$i]}" in
-        --out) out="${arguments[$((i + 1))]:-}" ;;
-        --out=*) out="${arguments[$i]#--out=}" ;;
-    esac
-done
+out="$(maskwise_run_folder "${arguments[@]}")"
 if [ -n "$out" ]; then rm -f "$out/preempted"; fi
 
 processes="${PROCESSES:-$("$PYTHON" -c 'import torch; print(max(1, torch.cuda.device_count()))')}"
@@ -44,18 +38,9 @@ export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1
 alive="${ALIVE:-15}"
 beat=$(( alive / 3 > 0 ? alive / 3 : 1 ))
 
+export PET_SHUTDOWN_TIMEOUT="${PET_SHUTDOWN_TIMEOUT:-600}"  # seconds to save in, where torchrun is told to stop itself
 "$PYTHON" -m torch.distributed.run --nnodes "${NODES:-1}" --nproc-per-node "$processes" --max-restarts "${RESTARTS:-3}" \
     --rdzv-backend c10d --rdzv-endpoint "$HOST:${PORT:-29400}" --rdzv-id "${JOB:-maskwise}" ${here[@]+"${here[@]}"} \
     --rdzv-conf "join_timeout=${JOIN:-600},last_call_timeout=${LAST_CALL:-30},keep_alive_interval=$beat,keep_alive_max_attempt=$(( (alive + beat - 1) / beat )),read_timeout=60$keeper" \
     --signals-to-handle SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1 -m maskwise train "${arguments[@]}" &
-child=$!
-trap 'kill -TERM "$child" 2>/dev/null || true' TERM INT
-trap 'kill -USR1 "$child" 2>/dev/null || true' USR1
-status=0
-while true; do  # a trapped signal ends `wait` early; the child may still be saving
-    status=0
-    wait "$child" || status=$?
-    kill -0 "$child" 2>/dev/null || break
-done
-if [ "$status" -ne 0 ] && [ -n "$out" ] && [ -e "$out/preempted" ]; then status=0; fi
-exit "$status"
+maskwise_wait "$!" "$out" maskwise_tell

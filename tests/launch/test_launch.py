@@ -65,7 +65,7 @@ def stubs(tmp_path):
     run, record = tmp_path / "run", tmp_path / "record"
     environment = {
         **{key: value for key, value in os.environ.items() if key not in ("RANK", "WORLD_SIZE", "PET_SHUTDOWN_TIMEOUT")},
-        "PATH": f"{tools}:{os.environ['PATH']}", "MASKWISE_PYTHON": str(tools / "fakepython"), "RUN": str(run), "RECORD": str(record), "PROCESSES": "2",
+        "PATH": f"{tools}:{os.environ['PATH']}", "MASKWISE_PYTHON": str(tools / "fakepython"), "RUN": str(run), "RECORD": str(record), "PROCESSES": "2", "HOST": "127.0.0.1",
         "SLURM_SUBMIT_DIR": str(ROOT), "SLURM_JOB_ID": "70123", "SLURM_JOB_NODELIST": "node[1-2]", "SLURM_NTASKS": "2", "SLURM_NNODES": "1",
     }  # fmt: skip
     return environment, run, record
@@ -97,7 +97,7 @@ def appears(path, seconds=400):
         time.sleep(0.02)
 
 
-SCRIPTS = ["torchrun.sh", "slurm.sbatch"]
+SCRIPTS = ["torchrun.sh", "multinode.sh", "slurm.sbatch"]
 
 
 @pytest.mark.parametrize("script", SCRIPTS)

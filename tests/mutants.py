@@ -30,6 +30,21 @@ TRAINER = "tests/engine/test_trainer.py"
 NN = "tests/nn"
 
 MUTANTS = {
+    # interruption and disks
+    "pointer moved before the checkpoint is there": Mutant(
+        "engine/checkpoint.py",
+        {
+            "os.rename(aside, path)\n        sync(self.folder)\n": "",
+            'write_whole(self.folder / "last", path.name + "\\n")\n': 'write_whole(self.folder / "last", path.name + "\\n")\n        os.rename(aside, path)\n',
+        },
+        "tests/engine/test_checkpoint_faults.py -k saving",
+    ),
+    "an altered meta.json believed": Mutant("engine/checkpoint.py", {"if seal is not None and": "if False and"}, "tests/engine/test_checkpoint_faults.py -k meta"),
+    "nothing swept": Mutant("engine/checkpoint.py", {"shutil.rmtree(left, ignore_errors=True)": "pass"}, "tests/engine/test_checkpoint_faults.py -k tidying"),
+    "lines forgotten that the disk refused": Mutant("engine/appending.py", {"self.owed += record": "self.owed = record"}, "tests/engine/test_full_disk.py"),
+    "a failed save ends the run": Mutant("engine/loop.py", {"        if final:\n": "        if True:\n"}, "tests/engine/test_full_disk.py"),
+    "metrics cut a step late": Mutant("engine/journal.py", {'line.get("step", 0) > step:': 'line.get("step", 0) > step + 2:'}, "tests/engine/test_journal.py"),
+    "deaf until the loop begins": Mutant("engine/interrupts.py", {"self.asked |= ": "self.asked |= False and "}, "tests/engine/test_interrupts.py"),
     # losses and centers
     "center updated before the loss": Mutant(
         "methods/ibot.py",

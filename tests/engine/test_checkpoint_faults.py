@@ -72,6 +72,8 @@ def test_killed_before_every_call_while_saving(tmp_path, again):
         died = killed_before(call, lambda: save(store, written))
         found = sound(folder, (2, 4, 6))
         assert found.step >= (2 if again else 4), "at most the steps since the last checkpoint are lost"
+        if not again:
+            assert (folder / "checkpoints" / (folder / "checkpoints" / "last").read_text().strip()).is_dir(), "the pointer moves last"
         store.tidy(found.step)
         assert not [name for name in names(folder) if name.startswith(".")]
         save(store, 6)

@@ -1,8 +1,8 @@
-"""Charts of labelled numbers: bars, a matrix, points on a plane; uint8 arrays [H, W, 3], made with NumPy alone."""
+"""Charts of labelled numbers: bars, ranges, a matrix, points on a plane; uint8 arrays [H, W, 3], made with NumPy alone."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -31,6 +31,34 @@ def bars(values: ArrayLike, names: Sequence[str], title: str = "", top: float = 
         write(canvas, str(names[i])[:24], y, 8)
         canvas[y : y + 11, left : left + max(1, round(wide * min(1.0, max(0.0, values[i] / top))))] = PALETTE[0]
         write(canvas, f"{values[i]:.1f}", y, left + wide + 12)
+    return canvas
+
+
+def ranges(samples: Mapping[str, Sequence[float]], title: str = "", wide: int = 420) -> np.ndarray:
+    """A line a name, best mean first: its samples as dots, the span between them, the mean as a bar and in figures -> [H, W, 3]."""
+    rows = sorted(samples.items(), key=lambda row: -float(np.mean(row[1])))
+    every = np.concatenate([np.asarray(values, dtype=float) for _, values in rows])
+    low, high = float(every.min()), float(every.max())
+    edge = max(0.05 * (high - low), 0.5)
+    low, high = low - edge, high + edge
+    left, line = 16 + LETTER * max(len(name) for name, _ in rows), 18
+    canvas = np.full((44 + line * len(rows) + 28, left + wide + 88, 3), PAPER, dtype=np.uint8)
+    write(canvas, title, 8, 12)
+
+    def place(value: float) -> int:
+        return left + round(wide * (value - low) / (high - low))
+
+    for tick in np.linspace(low, high, 5):
+        canvas[32 : 36 + line * len(rows), place(tick)] = RULE
+        write(canvas, f"{tick:.1f}", 42 + line * len(rows), place(tick) - 12)
+    for row, (name, values) in enumerate(rows):
+        y, mean = 42 + row * line, float(np.mean(values))
+        write(canvas, name, y - 4, 8)
+        canvas[y - 1 : y + 2, place(min(values)) : place(max(values)) + 1] = RULE
+        for value in values:
+            canvas[y - 2 : y + 3, place(value) - 2 : place(value) + 3] = PALETTE[0]
+        canvas[y - 6 : y + 7, place(mean) - 1 : place(mean) + 1] = PALETTE[1]
+        write(canvas, f"{mean:.1f}", y - 4, left + wide + 20)
     return canvas
 
 

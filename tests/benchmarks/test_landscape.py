@@ -1,0 +1,75 @@
+"""The landscape's script in miniature: recipes that are read, an interrupted measurement that goes on, table and plot."""
+
+import json
+import os
+
+import pytest
+
+from benchmarks import landscape
+from maskwise.functional.plots import ranges
+from maskwise.nn import POOLINGS
+from maskwise.recipe import read_recipe
+from PIL import Image
+
+
+@pytest.fixture
+def packs(tmp_path):
+    """Every pack as a folder of few small pictures."""
+    for split in ("train", "val"):
+        for label in ("a", "b"):
+            folder = tmp_path / "pack" / split / label
+            folder.mkdir(parents=True)
+            for k in range(4):
+                Image.new("RGB", (40, 48), (60 * k, 20, 200 if label == "a" else 0)).save(folder / f"{k}.png")
+    return {each.pack: tmp_path / "pack" for profile in landscape.PROFILES.values() for each in profile.values()}
+
+
+def test_every_task_is_a_recipe_that_can_be_built(packs, monkeypatch):
+    monkeypatch.setenv("MASKWISE_MODULES", "benchmarks.kept")
+    cpu, gpu = (list(landscape.tasks(profile, packs)) for profile in ("cpu", "gpu"))
+    assert len(cpu) == 3 * (15 + 15 + 3) and len(gpu) == 45 and len({task.key for task in cpu + gpu}) == len(cpu + gpu)
+    assert set(landscape.LANDSCAPE) == set(POOLINGS) - {"cls", "map"} and [task.seed for task in cpu] == sorted(task.seed for task in cpu)
+    first = [task for task in cpu + gpu if task.seed == 0 and task.pooling in ("cls", "gap", "simpool")]
+    for task in first:
+        recipe = read_recipe(task.recipe, *task.words)
+        assert recipe.pooling.name == task.pooling and recipe.seed == 0 and recipe.data.arguments["path"] == str(packs["cifar10-jpeg-small"])
+    assert read_recipe(next(task for task in gpu if task.pooling == "simpool").recipe, *gpu[14].words).pooling.keywords()["gamma"] == 2.0
+
+
+def test_the_small_network_is_within_its_budget():
+    import torch
+    from maskwise.bench.cost import counted
+    from maskwise.nn import Backbone
+
+    recipe = read_recipe(landscape.HERE / "landscape_supervised.yaml", try_model=False)
+    with torch.device("meta"):
+        backbone = Backbone(recipe.backbone.name, image_size=32, **recipe.backbone.keywords())
+        tokens, products, _ = counted(lambda: backbone(torch.zeros(1, 3, 32, 32)))
+    assert 2 * products <= 0.06e9 and tokens.grid == (4, 4)
+
+
+@pytest.mark.slow
+def test_a_measurement_that_was_cut_goes_on(packs, tmp_path, capsys):
+    out = tmp_path / "found.json"
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    small = list(landscape.tasks("cpu", packs, 2, ("gap", "simpool"), miniature=True))
+    assert landscape.measure(small, out, tmp_path / "work", 1, minutes=0.0) == len(small) == 12
+    half = [task for task in small if task.seed == 0]
+    assert landscape.measure(half, out, tmp_path / "work", 2, None) == 0
+    kept = json.loads(out.read_text())["runs"]
+    assert set(kept) == {task.key for task in half} and not list((tmp_path / "work").glob("*"))
+    assert landscape.measure(small, out, tmp_path / "work", 1, None) == 0
+    found = json.loads(out.read_text())
+    assert {key: found["runs"][key] for key in kept} == kept and len(found["runs"]) == 12
+    landscape.report(out, "cpu")
+    table = out.with_suffix(".md").read_text()
+    assert table.count("| `gap` |") == table.count("| `simpool` |") == 3 and "| 2 |" in table and out.with_suffix(".png").is_file()
+
+
+def test_table_and_plot():
+    runs = {f"cifar/{pooling}/{seed}": {"numbers": {"top1": value + seed}, "pooling_parameters": 7, "seconds": 30.0} for pooling, value in (("gap", 40.0), ("gem", 42.0)) for seed in (0, 2)}
+    table = landscape.told({"command": "c", "date": "d", "commit": "0", "runs": runs}, "cpu")
+    rows = [line for line in table.splitlines() if line.startswith("| `")]
+    assert rows == ["| `gem` | 43.00 | 1.00 | 2 | 7 | 30 | 55.9 |", "| `gap` | 41.00 | 1.00 | 2 | 7 | 30 | 55.0 |"]
+    picture = ranges({"gap": [40.0, 42.0], "gem": [42.0, 44.0], "alone": [41.0]}, "t")
+    assert picture.ndim == 3 and picture.shape[2] == 3 and len({tuple(pixel) for pixel in picture.reshape(-1, 3)}) >= 4

@@ -63,8 +63,8 @@ TINY = Experiment(
 )  # fmt: skip
 PROFILES = {"cpu": {"cifar": CIFAR, "imagenette": IMAGENETTE, "dino": DINO}, "gpu": {"tinyimagenet": TINY}}
 SMALL = {
-    "landscape_supervised": ("data.per_class=4", "train.steps=2", "train.batch_size=8", "optimizer.warmup_epochs=0", "backbone.channels=[8,8,8]", "speed.workers=0"),
-    "landscape_dino": ("data.per_class=4", "train.steps=2", "train.batch_size=8", "optimizer.warmup_epochs=0", "backbone.embed_dim=16", "backbone.depth=1", "head.prototypes=16"),
+    "landscape_supervised": ("data.per_class=12", "train.steps=2", "train.batch_size=8", "optimizer.warmup_epochs=0", "backbone.channels=[8,8,8]", "speed.workers=0"),
+    "landscape_dino": ("data.per_class=12", "train.steps=2", "train.batch_size=8", "optimizer.warmup_epochs=0", "backbone.embed_dim=16", "backbone.depth=1", "head.prototypes=16"),
 }
 
 

@@ -19,8 +19,8 @@ def packs(tmp_path):
         for label in ("a", "b"):
             folder = tmp_path / "pack" / split / label
             folder.mkdir(parents=True)
-            for k in range(4):
-                Image.new("RGB", (40, 48), (60 * k, 20, 200 if label == "a" else 0)).save(folder / f"{k}.png")
+            for k in range(12):
+                Image.new("RGB", (40, 48), (20 * k, 20, 200 if label == "a" else 0)).save(folder / f"{k}.png")
     return {each.pack: tmp_path / "pack" for profile in landscape.PROFILES.values() for each in profile.values()}
 
 
@@ -43,7 +43,7 @@ def test_the_small_network_is_within_its_budget():
 
     recipe = read_recipe(landscape.HERE / "landscape_supervised.yaml", try_model=False)
     with torch.device("meta"):
-        backbone = Backbone(recipe.backbone.name, image_size=32, **recipe.backbone.keywords())
+        backbone = Backbone(recipe.backbone.name, **{**recipe.backbone.keywords(), "image_size": 32})
         tokens, products, _ = counted(lambda: backbone(torch.zeros(1, 3, 32, 32)))
     assert 2 * products <= 0.06e9 and tokens.grid == (4, 4)
 
@@ -52,18 +52,18 @@ def test_the_small_network_is_within_its_budget():
 def test_a_measurement_that_was_cut_goes_on(packs, tmp_path, capsys):
     out = tmp_path / "found.json"
     os.environ.setdefault("OMP_NUM_THREADS", "1")
-    small = list(landscape.tasks("cpu", packs, 2, ("gap", "simpool"), miniature=True))
-    assert landscape.measure(small, out, tmp_path / "work", 1, minutes=0.0) == len(small) == 12
+    small = [task for task in landscape.tasks("cpu", packs, 2, ("gap",), miniature=True) if task.experiment != "imagenette"]
+    assert landscape.measure(small, out, tmp_path / "work", 1, minutes=0.0) == len(small) == 4
     half = [task for task in small if task.seed == 0]
-    assert landscape.measure(half, out, tmp_path / "work", 2, None) == 0
+    assert landscape.measure(half, out, tmp_path / "work", 1, None) == 0
     kept = json.loads(out.read_text())["runs"]
     assert set(kept) == {task.key for task in half} and not list((tmp_path / "work").glob("*"))
     assert landscape.measure(small, out, tmp_path / "work", 1, None) == 0
     found = json.loads(out.read_text())
-    assert {key: found["runs"][key] for key in kept} == kept and len(found["runs"]) == 12
+    assert {key: found["runs"][key] for key in kept} == kept and len(found["runs"]) == 4
     landscape.report(out, "cpu")
     table = out.with_suffix(".md").read_text()
-    assert table.count("| `gap` |") == table.count("| `simpool` |") == 3 and "| 2 |" in table and out.with_suffix(".png").is_file()
+    assert table.count("| `gap` |") == 2 and "| 2 |" in table and out.with_suffix(".png").is_file()
 
 
 def test_table_and_plot():

@@ -16,10 +16,10 @@ from maskwise.nn.tokens import Features
 class MAPClassifier(nn.Module):
     """Multi-token attention pooling over the stages of a backbone: Features -> logits [B, C], the mean over token groups.
 
-    layers: which stages or blocks; by default all stages of a map backbone, stem first, and the final patches alone of others; [] the
-    final patches. `level` is the one whose grid they are brought to, by default the last but one. The network's own pooling is not
-    read, nor its final norm where stages are taken as they are: both stand still. intra, inter, reduction, teacher, center
-    and total are distillation.map_loss's; everything else is as in MAPHead, MultiScale and MAP. light: MAP-light, inference only.
+    layers: which stages or blocks; by default all stages of a map backbone, stem first, and the final patches alone of others.
+    `level` is the one whose grid they are brought to, by default the last but one. The network's own pooling is not read, nor its
+    final norm where stages are taken as they are: both stand still. intra, inter, reduction, teacher, center and total are
+    distillation.map_loss's; everything else is as in MAPHead, MultiScale and MAP. light: MAP-light, inference only.
     Raises UserError for sizes that do not fit, and when a light one is to be trained. Kang and Ryu 2024, pooling.md 3.
     """
 

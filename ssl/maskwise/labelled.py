@@ -117,8 +117,11 @@ def accuracy(test, world, model) -> Report:
     return report
 
 
-def classifier_of(run, encoder, weights: str = "teacher") -> Classifier | None:
-    """The classifier that a run folder's last checkpoint holds, on an encoder loaded from it; None where the run learns no labels."""
+def classifier_of(run, encoder, weights: str = "teacher", light: bool = False) -> Classifier | None:
+    """The classifier that a run folder's last checkpoint holds, on an encoder loaded from it; None where the run learns no labels.
+
+    light: without what it needs for training alone (MAP-light). Raises UserError where it knows no such form.
+    """
     last = Path(run) / "checkpoints" / "last"
     if not (Path(run) / "recipe.yaml").is_file() or not last.is_file():
         return None
@@ -131,4 +134,10 @@ def classifier_of(run, encoder, weights: str = "teacher") -> Classifier | None:
     state = {key[len(front) :]: value for key, value in read_tensors(folder / "model.safetensors").items() if key.startswith(front)}
     built = named("classifier", recipe.classifier.name)(encoder, about["count"], **recipe.classifier.keywords())
     built.load_state_dict(state)
-    return handed(encoder, built.eval(), about["names"])
+    if light:
+        if not hasattr(built, "lighten"):
+            raise UserError(f"classifier {recipe.classifier.name} of {run} has no light form; leave light out")
+        built.lighten()
+    found = handed(encoder, built.eval(), about["names"])
+    found.kind += ", light" * light
+    return found

@@ -54,11 +54,12 @@ def takes_classifier(name: str) -> bool:
     return "classifier" in inspect.signature(EVALUATIONS[name]).parameters
 
 
-def evaluate(name: str, model, *, train=None, test=None, world: World | None = None, **options) -> Report:
+def evaluate(name: str, model, *, train=None, test=None, world: World | None = None, light: bool = False, **options) -> Report:
     """Run an evaluation on an encoder, or on what `maskwise.load` accepts; train and test are folders or datasets.
 
     Where they are not given, a run folder's own data serve. What is loaded here goes to this machine's GPU, if there is one, an
-    encoder stays where it is; under torchrun the ranks share the work and all get the report. Raises UserError for an unknown evaluation or missing data.
+    encoder stays where it is; under torchrun the ranks share the work and all get the report. light: of a supervised MAP run, its
+    averaged tokens alone. Raises UserError for an unknown evaluation or missing data.
     """
     if name not in EVALUATIONS:
         raise UserError(f"no evaluation {name}; there are {', '.join(EVALUATIONS)}")
@@ -80,8 +81,10 @@ def evaluate(name: str, model, *, train=None, test=None, world: World | None = N
     loaded = isinstance(model, (str, Path))
     ours = World.start() if world is None and (loaded or os.environ.get("WORLD_SIZE", "1") != "1") else None
     world = world or ours or World()
-    if loaded and takes_classifier(name) and options.get("probe") is None and (trained := labelled.classifier_of(model, built)) is not None:
+    if loaded and takes_classifier(name) and options.get("probe") is None and (trained := labelled.classifier_of(model, built, light=light)) is not None:
         options["classifier"] = trained.to(world.device)
+    elif light:
+        raise UserError(f"evaluate {name}: light=true is for a run that has learnt labels with classifier map; leave it out")
     with (ours or World()).together():
         report = EVALUATIONS[name](built.to(world.device) if loaded else built, data, world, **options)
         if loaded and Path(model).is_dir() and world.is_main:

@@ -18,6 +18,7 @@ MAP_SIZES = {
     "convnext": (*LARGER, "backbone.depths=[1, 1, 1, 1]", "backbone.dims=[8, 16, 16, 24]"),
     "swin": (*LARGER, "backbone.depths=[2, 2, 2, 2]", "backbone.embed_dim=8", "backbone.num_heads=[1, 2, 2, 4]"),
 }
+CLASSIFIER_SIZES = {"map": ("classifier.dim=32", "classifier.embed=32", "classifier.heads=2", "classifier.gram_groups=4")}
 IMAGES = ("data=shapes", "data.count=16", "data.size=40")
 WITHOUT_START = ("method.start_from=null", "method.head_warmup_epochs=null")
 RECIPES = shipped()
@@ -31,11 +32,11 @@ def resolved(name: str) -> Recipe:
 
 def sizes(name: str) -> tuple[str, ...]:
     """What makes a recipe's model small; what learns labels has one crop and no head."""
-    found = MAP_SIZES.get(resolved(name).backbone.name.partition("_")[0].rstrip("0123456789"), SIZES)
+    found = MAP_SIZES.get(resolved(name).backbone.name.partition("_")[0].removeprefix("se").rstrip("0123456789"), SIZES)
     if not resolved(name).learns_labels:
         return found
     kept = [word.replace("crops.global_size", "augment.size") for word in found if not word.startswith(("crops.local", "head.", "evaluate."))]
-    return (*kept, "evaluate.top1_every=0", "evaluate.knn_every=0")
+    return (*kept, *CLASSIFIER_SIZES.get(resolved(name).classifier.name, ()), "evaluate.top1_every=0", "evaluate.knn_every=0")
 
 
 def miniature(name: str, *more: str) -> Recipe:

@@ -38,18 +38,25 @@ class MAPClassifier(nn.Module):
         widths = getattr(backbone, "stage_dims", None)
         if layers is None:
             layers = () if widths is None else tuple(range(len(widths)))
-        self.layers, self.prefix, self.classes, self.light = tuple(layers), getattr(backbone, "num_prefix", 0), classes, light
-        self.tokens = groups if light else groups * tokens  # that speak
+        self.layers, self.prefix, self.classes, self.light = tuple(layers), getattr(backbone, "num_prefix", 0), classes, False
+        self.tokens = groups * tokens  # that speak
         dims = [encoder.dim if widths is None else widths[i] for i in self.layers] or [encoder.dim]
         self.distil = {"intra": intra, "inter": inter, "reduction": reduction, "teacher": teacher, "center": center, "total": total}
         self.head = MAPHead(
-            dims, classes, dim=dim, level=level, resample=resample, head=head, norm=norm, token_dropout=token_dropout, light=light, groups=groups,
+            dims, classes, dim=dim, level=level, resample=resample, head=head, norm=norm, token_dropout=token_dropout, groups=groups,
             tokens=tokens, gram=gram, gram_width=gram_width, gram_groups=gram_groups, embed=embed, heads=heads, talking=talking, keys=keys,
             average=average, mlp_ratio=mlp_ratio, mlp_groups=mlp_groups, dropout=dropout,
         )  # fmt: skip
+        if light:
+            self.lighten()
         encoder.pooling.requires_grad_(False)
         if self.layers and widths is not None:
             encoder.norm.requires_grad_(False)
+
+    def lighten(self) -> None:
+        """Drop the tokens' heads: MAP-light. Raises UserError where there are no averaged tokens."""
+        self.head.lighten()
+        self.light, self.tokens = True, len(self.head.map.groups)
 
     def maps(self, features: Features) -> list[Tensor]:
         """The stages as maps [B, C_s, H_s, W_s]: tokens [B, P + N, D] are laid on the grid without their prefix."""

@@ -1,0 +1,90 @@
+"""The MAP recipes against a table written from pooling.md 3.1, 4.2 and 5.3, not from the YAML."""
+
+import re
+from dataclasses import dataclass, replace
+
+import pytest
+from recipes.miniature import RECIPES, resolved
+
+from maskwise.recipe import SHIPPED
+from maskwise.recipe_text import header
+
+
+@dataclass(frozen=True)
+class Row:
+    """What the references say; groups x tokens 0 x 0 is average pooling; weights are those of intra- and inter-group distillation."""
+
+    published: tuple
+    epochs: int = 300
+    backbone: str = "resnet50"
+    groups: int = 2
+    tokens: int = 4
+    weights: tuple = (1.0, -0.8)
+    embed: tuple = (192, 6)
+    gram_groups: int | None = 32
+    talking: bool = True
+    loss: str = "bce"
+    optimizer: tuple = ("lamb", 5e-3, 0.02)
+    policy: str = "rand-m20-mstd0.5-inc1"
+    mixup: float = 0.1
+    drop_path: float = 0.1
+    token_dropout: float = 0.1
+    crop_pct: float = 0.95
+    average: float | None = None
+
+
+R50 = Row((81.8, 81.3))
+CNX = replace(
+    R50, backbone="convnext_tiny", groups=4, tokens=2, embed=(384, 12), gram_groups=24, talking=False, optimizer=("lamb", 5e-3, 0.05), policy="rand-m9-mstd0.5-inc1",
+    mixup=0.8, token_dropout=0.0, crop_pct=0.875, average=0.9999, published=(83.3, 83.17),
+)  # fmt: skip
+VIT = replace(
+    R50, backbone="vit_small_patch16_224", talking=False, loss="softmax", optimizer=("adamw", 1e-3, 0.05), policy="rand-m9-mstd0.5-inc1", mixup=0.8,
+    token_dropout=0.0, crop_pct=0.9, published=(81.8,),
+)  # fmt: skip
+NONE, TOKEN, INTRA = {"groups": 0, "tokens": 0}, {"groups": 1, "tokens": 1, "weights": (0.0, 0.0)}, {"weights": (1.0, 0.0)}
+CAP = {**TOKEN, "embed": (2048, 32), "gram_groups": None, "talking": False}
+
+
+def steps(name: str, row: Row, *published: float) -> dict[str, Row]:
+    """Table 9: none, token, + intra, + inter."""
+    rows = zip(("_gap", "_token", "_intra", ""), (NONE, TOKEN, INTRA, {}), published)
+    return {f"map/{name}_100ep{end}": replace(row, epochs=100, published=(number,), **changed) for end, changed, number in rows}
+
+
+PUBLISHED = {
+    "map/resnet50_300ep": R50, "map/resnet50_300ep_gap": replace(R50, published=(79.8,), **NONE), "map/resnet50_300ep_cap": replace(R50, published=(80.6,), **CAP),
+    **steps("resnet50", R50, 77.1, 78.5, 80.2, 80.7), "map/resnet50_100ep_cap": replace(R50, epochs=100, published=(78.5,), **CAP),
+    "map/resnet50_released": replace(R50, published=(82.9,), backbone="seresnet50", groups=4, embed=(384, 12)),
+    "map/convnext_tiny_300ep": CNX, **steps("convnext_tiny", CNX, 80.4, 81.3, 82.2, 82.6),
+    "map/convnext_small_300ep": replace(CNX, published=(84.1,), backbone="convnext_small", tokens=3, gram_groups=16, drop_path=0.4),
+    "map/vits16_300ep": VIT, "map/vits16_300ep_gap": replace(VIT, published=(79.8,), **NONE), **steps("vits16", VIT, 75.8, 77.4, 78.0, 79.7),
+}  # fmt: skip
+
+
+def test_every_file_stands_in_the_table():
+    assert set(PUBLISHED) == {name for name in RECIPES if name.startswith("map/")}
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_row(name):
+    row, recipe = PUBLISHED[name], resolved(name)
+    head, optimizer = recipe.classifier.keywords(), recipe.optimizer
+    assert (recipe.train.epochs, recipe.train.batch_size, recipe.train.steps) == (row.epochs, 1024, None)
+    assert (recipe.backbone.name, recipe.backbone.keywords()["drop_path"]) == (row.backbone, row.drop_path)
+    assert (recipe.method.name, recipe.method.keywords()["loss"], recipe.teacher.momentum) == ("supervised", row.loss, row.average)
+    assert (optimizer.name, optimizer.peak(1024), optimizer.weight_decay, optimizer.weight_decay_end) == (row.optimizer[0], *row.optimizer[1:], row.optimizer[2])
+    assert (optimizer.warmup_lr, optimizer.min_lr, optimizer.warmup_epochs, optimizer.clip) == (1e-6, 1e-6, 3, None)
+    augment = recipe.augment
+    assert (augment.size, augment.policy, augment.mixup, augment.cutmix, augment.erasing, augment.repeats) == (224, row.policy, row.mixup, 1.0, 0.25, 3)
+    assert (augment.smoothing, recipe.evaluate.crop_pct) == (0.1, row.crop_pct)
+    if not row.groups:
+        assert (recipe.classifier.name, recipe.pooling.name) == ("linear", "gap")
+    else:
+        assert recipe.classifier.name == "map" and head["dropout"] == 0.05
+        assert (head["groups"], head["tokens"], head["gram_groups"], head["talking"]) == (row.groups, row.tokens, row.gram_groups, row.talking)
+        assert (head["embed"], head["heads"], (head["intra"], head["inter"]), head["token_dropout"]) == (*row.embed, row.weights, row.token_dropout)
+        assert (head["average"] is None) == (row.weights == (0.0, 0.0))
+        assert (head["reduction"], head["keys"], head["total"], head["teacher"], head["center"]) == ("mean_elements", "tokens+pixels", "per_group", "tokens", "logits")
+    said = header((SHIPPED / f"{name}.yaml").read_text()).published
+    assert tuple(map(float, re.findall(r"\d+\.\d+", said))) == row.published

@@ -38,8 +38,11 @@ export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1
 alive="${ALIVE:-15}"
 beat=$(( alive / 3 > 0 ? alive / 3 : 1 ))
 
-export PET_SHUTDOWN_TIMEOUT="${PET_SHUTDOWN_TIMEOUT:-600}"  # seconds to save in, where torchrun is told to stop itself
-"$PYTHON" -m torch.distributed.run --nnodes "${NODES:-1}" --nproc-per-node "$processes" --max-restarts "${RESTARTS:-3}" \
+# As in torchrun.sh; a rank that does not end waits for one that is lost, and that no longer than ranks wait for each other.
+apart="$(command -v setsid || true)"
+wait="${MASKWISE_TIMEOUT:-600}"
+export PET_SHUTDOWN_TIMEOUT="${PET_SHUTDOWN_TIMEOUT:-${wait%.*}}"
+$apart "$PYTHON" -m torch.distributed.run --nnodes "${NODES:-1}" --nproc-per-node "$processes" --max-restarts "${RESTARTS:-3}" \
     --rdzv-backend c10d --rdzv-endpoint "$HOST:${PORT:-29400}" --rdzv-id "${JOB:-maskwise}" ${here[@]+"${here[@]}"} \
     --rdzv-conf "join_timeout=${JOIN:-600},last_call_timeout=${LAST_CALL:-30},keep_alive_interval=$beat,keep_alive_max_attempt=$(( (alive + beat - 1) / beat )),read_timeout=60$keeper" \
     --signals-to-handle SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1 -m maskwise train "${arguments[@]}" &

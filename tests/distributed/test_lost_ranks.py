@@ -5,6 +5,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -72,6 +73,15 @@ def test_a_rank_tells_its_mistake_when_nobody_can_be_asked(ranks, monkeypatch):
     assert voice("no such folder", wait=0.2) == "rank 1 on host: no such folder"
     monkeypatch.setenv("RANK", "0")
     assert voice("no such folder") == "no such folder"
+
+
+def test_a_store_behind_a_cut_cable_holds_nobody_up(ranks, monkeypatch):
+    class Silent:
+        def add(self, key, amount):
+            threading.Event().wait()
+
+    monkeypatch.setattr(world, "_store", Silent())
+    assert voice("no such folder", wait=0.1) == "rank 1 on host: no such folder"
 
 
 def test_ranks_tell_a_common_mistake_once(ranks, monkeypatch):

@@ -68,23 +68,30 @@ class Hosts:
         raise Refused("no namespace came within five seconds")
 
 
-def ranks_below(pid: int) -> dict[int, int]:
-    """{rank: process} of the ranks that torchrun started below a process."""
-    parents, found = {}, {}
+def below(pid: int) -> dict[int, int]:
+    """{process: parent} of everything that a process has started, directly or not."""
+    parents = {}
     for path in Path("/proc").glob("[0-9]*"):
         try:
-            parents[int(path.name)] = int(path.joinpath("stat").read_text().rpartition(")")[2].split()[1])
-        except (OSError, IndexError):
-            continue
-    below = {pid}
-    while more := {child for child, parent in parents.items() if parent in below} - below:
-        below |= more
-    for child in below:
-        try:
-            variables = dict(each.partition("=")[::2] for each in Path(f"/proc/{child}/environ").read_text().split("\0"))
-            state = Path(f"/proc/{child}/stat").read_text().rpartition(")")[2].split()[0]
+            state, parent, *_ = path.joinpath("stat").read_text().rpartition(")")[2].split()
         except OSError:
             continue
-        if "LOCAL_RANK" in variables and state != "Z" and parents[child] not in found.values():
-            found.setdefault(int(variables["RANK"]), child)
-    return found
+        if state != "Z":
+            parents[int(path.name)] = int(parent)
+    family = {pid}
+    while more := {child for child, parent in parents.items() if parent in family} - family:
+        family |= more
+    return {child: parents[child] for child in family - {pid}}
+
+
+def ranks_below(pid: int) -> dict[int, int]:
+    """{rank: process} of the ranks that torchrun started below a process; not what a rank has started itself."""
+    family, ranks = below(pid), {}
+    for child in family:
+        try:
+            variables = dict(each.partition("=")[::2] for each in Path(f"/proc/{child}/environ").read_text().split("\0"))
+        except OSError:
+            continue
+        if "LOCAL_RANK" in variables:
+            ranks[child] = int(variables["RANK"])
+    return {rank: child for child, rank in ranks.items() if family[child] not in ranks}

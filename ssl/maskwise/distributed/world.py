@@ -6,6 +6,7 @@ import datetime
 import inspect
 import os
 import socket
+import threading
 import time
 import zlib
 
@@ -183,13 +184,21 @@ def voice(text: str, wait: float = 3.0) -> str | None:
     named = text if rank == "0" else f"rank {rank} on {socket.gethostname()}: {text}"
     if size == "1":
         return text if rank == "0" else None
-    try:
-        told = f"maskwise/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}/{zlib.crc32(text.encode())}"
-        return named if (_store or _knock(wait)).add(told, 1) == 1 else None
-    except (KeyError, ValueError, RuntimeError):
-        if os.environ.get("LOCAL_RANK", rank) != "0":
-            time.sleep(wait)
-        return named
+    answers = []
+
+    def ask():
+        with contextlib.suppress(KeyError, ValueError, RuntimeError):
+            told = f"maskwise/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}/{zlib.crc32(text.encode())}"
+            answers.append((_store or _knock(wait)).add(told, 1))
+
+    asking = threading.Thread(target=ask, daemon=True)  # a store behind a cut cable never answers, and counting has no timeout
+    asking.start()
+    asking.join(2 * wait)
+    if answers:
+        return named if answers == [1] else None
+    if os.environ.get("LOCAL_RANK", rank) != "0":
+        time.sleep(wait)
+    return named
 
 
 def _knock(wait: float) -> dist.Store:

@@ -41,9 +41,12 @@ def through(
     lean = {"lean": True} if saves == "elementwise" and anatomy.LEAN else {}
     packed = {} if shapes is None else {"shapes": shapes}
 
-    def pass_block(i: int, x: Tensor):
+    def pass_block(i: int, x: Tensor, does: Callable):
         gathered = getattr(blocks[i], "gathered", None)  # a block that is split over ranks collects its weights around what it does
-        return branches(i, x) if gathered is None else gathered(branches, i, x)
+        return does(i, x) if gathered is None else gathered(does, i, x)
+
+    def tokens(i: int, x: Tensor) -> Tensor:
+        return branches(i, x)[0]
 
     def branches(i: int, x: Tensor):
         block, scale = blocks[i], None if factors is None else factors[i]
@@ -54,13 +57,13 @@ def through(
 
     for i in range(len(blocks)):
         if i == len(blocks) - 1 and (row or keys):
-            x, q, k, still = pass_block(i, x)
+            x, q, k, still = pass_block(i, x, branches)
             last_row = rows.cls_row(q[:, :, 0], k, blocks[i].attn.scale) if row else None
             last_keys = still.transpose(1, 2).flatten(2) if keys else None
         elif saves == "blocks":
-            x = again(lambda x, i=i: pass_block(i, x)[0], x)
+            x = again(lambda x, i=i: pass_block(i, x, tokens), x)
         else:
-            x = pass_block(i, x)[0]
+            x = pass_block(i, x, tokens)
         if i in wanted:
             stages[i] = x
     return Passed(x, last_row, last_keys, stages)

@@ -157,6 +157,8 @@ def check(encoder, names: Sequence[str], precision: str = "fp32") -> None:
             kind, count = _last(term)
             if kind == "cls" and not getattr(backbone, "has_class_token", True):
                 raise UserError(f"feature {name!r} needs a class token and this encoder has none; take pooled, or mean{count} of its blocks")
+            if kind and count > 1 and hasattr(backbone, "stage_dims"):
+                raise UserError(f"feature {name!r} wants {count} blocks, and the maps of this encoder's have different sizes; take pooled, patch_mean or mean1")
             if kind and count > getattr(backbone, "depth", count):
                 raise UserError(f"feature {name!r} wants {count} blocks and this encoder has {backbone.depth}; take fewer")
 
@@ -177,6 +179,8 @@ def rows_of(name: str, features, prefix: int = 1) -> Tensor:
     kind, count = _last(name)
     if kind:
         stages = features.layers[-count:]
+        if stages[-1].ndim == 4:  # a map: the last one's places are the patches
+            return features.patches.float().mean(dim=1)
         return torch.cat([stage[:, 0] if kind == "cls" else stage[:, prefix:].float().mean(dim=1) for stage in stages], dim=-1)
     if name == "patch_mean":
         return features.patches.float().mean(dim=1)

@@ -89,7 +89,7 @@ def finetune(
     if hasattr(backbone, "drop_path"):
         backbone.drop_path.rate = chosen["drop_path"]
     model = FineTuned(tuned, classes, head_scale=chosen["head_scale"], seed=seed).to(device)
-    groups = layer_groups(model, getattr(backbone, "depth", None), chosen["weight_decay"], chosen["layer_decay"])
+    groups = layer_groups(model, None if hasattr(backbone, "stage_dims") else getattr(backbone, "depth", None), chosen["weight_decay"], chosen["layer_decay"])
     optimizer = torch.optim.AdamW(groups, lr=0.0, betas=(0.9, 0.999), eps=1e-8, foreach=True)
     batches = TransferBatches(
         data["train"], encoder, batch_size=chosen["batch_size"], repeats=chosen["repeats"], rand_augment=chosen["rand_augment"],

@@ -8,6 +8,8 @@ from maskwise.export import dinov2, dinov3, folder as exports, layouts, legacy, 
 from maskwise.export.about import About
 from maskwise.export.source import ONLY, Source, tensors_of
 from maskwise.functional.errors import UserError
+from maskwise.nn import eva, vit
+from maskwise.nn.timm_models import anatomy_of
 
 SUFFIXES = (".pth", ".pt", ".bin", ".ckpt", ".tar", ".safetensors")
 
@@ -64,8 +66,8 @@ def untold(source: Source, layout: str, content: dict) -> list[str]:
     """What the network is and the file cannot say: whoever reads it must be told."""
     spec, notes = source.spec, []
     backbone = spec["backbone"]
-    dim = next(iter(source.networks.values()))["norm.weight"].shape[0]
-    heads, pooling = source.num_heads, spec["pooling"] or {}
+    dim, pooling = legacy.width_of(source), spec["pooling"] or {}
+    heads = source.num_heads if anatomy_of(backbone["name"]) in (vit, eva) else max(1, dim // 64)
     if layout != "timm" and heads != max(1, dim // 64):
         notes.append(f"no file of this layout says that there are {heads} heads (one per 64 channels is taken for granted): load it with num_heads={heads}")
     if pooling.get("name") == "simpool" and "args" not in content:
@@ -73,7 +75,7 @@ def untold(source: Source, layout: str, content: dict) -> list[str]:
     if pooling.get("name") == "simpool" and pooling["min_scope"] != "batch":
         notes.append("SimPool's minimum was taken per image here and is per batch in the reference: load it with min_scope=image")
     usual = {"simpool": "offset_always" if spec["norm"] == "after" else "offset", "dinov2": "size" if "register_tokens" in content else "offset"}
-    if layout not in ("timm", "dinov3") and backbone["position"] != usual.get(layout, "offset"):
+    if layout not in ("timm", "dinov3") and "position" in backbone and backbone["position"] != usual.get(layout, "offset"):
         notes.append(f"the position table was resampled by `{backbone['position']}` here: load it with position={backbone['position']}")
     if [*spec["mean"], *spec["std"]] != [*legacy.COLOURS["mean"], *legacy.COLOURS["std"]]:
         notes.append(f"inputs were normalised with mean {spec['mean']} and std {spec['std']}: load it with the same")

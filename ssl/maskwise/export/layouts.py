@@ -12,6 +12,7 @@ from maskwise.export.source import ONLY, Source, trained
 from maskwise.functional.errors import UserError
 from maskwise.nn.weights import read_tensors
 from maskwise.nn.encoder import Encoder
+from maskwise.nn.maps import MapBackbone
 from maskwise.nn.pooling import SimPool
 
 MODEL, SPEC = "model.safetensors", "encoder.json"
@@ -121,8 +122,9 @@ def overridden(encoder: Encoder, overrides: dict) -> Encoder:
     if "image_size" in overrides:
         size = overrides["image_size"]
         encoder.image_size = (size, size) if isinstance(size, int) else tuple(size)
-        if any(side % patch for side, patch in zip(encoder.image_size, encoder.backbone.patch_size)):
-            raise UserError(f"image_size={size} is not a multiple of the patch {encoder.backbone.patch_size[0]}: choose a multiple")
+        encoder.backbone.check_size(encoder.image_size)
+    if "position" in overrides and isinstance(encoder.backbone, MapBackbone):
+        raise UserError(f"{encoder.backbone.name} has no position table: leave position out")
     if "position" in overrides:
         if overrides["position"] not in ("offset", "size", "offset_always"):
             raise UserError(f"position={overrides['position']!r} is unknown: choose offset, size or offset_always")

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import argparse
 import math
+from functools import partial
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from maskwise.export import heads as head_keys
+from maskwise.export import heads as head_keys, map_files
 from maskwise.export.pickles import arguments
 from maskwise.export.source import ONLY, Source
 from maskwise.functional.errors import UserError
+from maskwise.nn import convnext, swin
+from maskwise.nn.backbone import Backbone
+from maskwise.nn.timm_models import anatomy_of
 from maskwise.nn.weights import strip_prefixes
 
 LAYOUTS = ("dino", "ibot", "attmask", "simpool")
@@ -21,7 +25,6 @@ POOLING_PARENTS = {"simpool.": "after", "gp.pool.": "before", "global_pool.pool.
 ROLES = {"teacher": "teacher", "state_dict_ema": "teacher", "model_ema": "teacher", "student": "student", "state_dict": "student", "model": "student"}
 CENTERS = {"dino_loss": {"center": "center"}, "ibot_loss": {"center": "center", "center2": "patch_center"}}
 COLOURS = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
-OTHERS = {"conv1.weight": "a ResNet", "stem.0.weight": "a ConvNeXt", "downsample_layers.0.0.weight": "a ConvNeXt", "layers.0.blocks.0.norm1.weight": "a Swin"}
 
 
 def read(content: dict, path: Path, layout: str | None, overrides: dict) -> Source:
@@ -31,6 +34,10 @@ def read(content: dict, path: Path, layout: str | None, overrides: dict) -> Sour
     """
     states, unused = states_of(content, path)
     states = {role: aliased(state, overrides.get("alias", ()), path) for role, state in states.items()}
+    kind = map_files.family(next(iter(states.values())))
+    for role in states if kind else ():
+        states[role], left = map_files.renamed(states[role], kind)
+        group(unused, "buffers and auxiliary norms", left, role)
     raw_heads = {role: take(state, lambda key: key.startswith(("head.mlp.", "head.last_layer"))) for role, state in states.items()}
     poolings, order = {}, "after"
     for role, state in states.items():
@@ -39,11 +46,11 @@ def read(content: dict, path: Path, layout: str | None, overrides: dict) -> Sour
         group(unused, "classifier", classifier, role)
     pooling = next(iter(poolings.values()))
     refuse_layout(layout, pooling, path)
-    for role, state in states.items():
+    args = arguments(content, path)
+    for role, state in states.items() if kind is None else ():
         refuse_networks(state, path)
         drop_unread_row(state, unused, role)
-    args = arguments(content, path)
-    spec = spec_of(next(iter(states.values())), pooling, args, order, overrides, path)
+    spec = (spec_of if kind is None else partial(map_spec_of, kind))(next(iter(states.values())), pooling, args, order, overrides, path)
     if pooling and not spec["pooling"]["beta"]:
         for role, each in poolings.items():
             group(unused, "beta without gamma", take(each, lambda key: key == "beta"), role)
@@ -65,7 +72,7 @@ def with_heads(source: Source, raw: dict[str, dict[str, Tensor]], args: dict, co
         found = [head_keys.arguments(head, args) for head in renamed.values()]
         if any(each != found[0] for each in found):
             raise head_keys.Unfit("student and teacher have heads of different shapes")
-        if found[0]["dim"] != source.networks[next(iter(source.networks))]["norm.weight"].shape[0]:
+        if found[0]["dim"] != width_of(source):
             raise head_keys.Unfit("its head is of another width than its encoder")
     except head_keys.Unfit as reason:
         source.headless = str(reason)
@@ -151,12 +158,11 @@ def refuse_layout(layout: str | None, pooling: dict, path: Path) -> None:
 
 
 def refuse_networks(state: dict, path: Path) -> None:
-    """Raise UserError unless the keys are of a vision transformer."""
+    """Raise UserError unless the keys are of a vision transformer; other families are known by their marks."""
     for key in ("patch_embed.proj.weight", "pos_embed", "blocks.0.mlp.fc1.weight"):
         if key not in state:
-            other = next((f" (it is {name}, and only transformers can be read from files so far)" for each, name in OTHERS.items() if each in state), "")
             has = ", ".join(list(state)[:3]) or "nothing"
-            raise UserError(f"{path} lacks {key}: it is no vision transformer of {', '.join(LAYOUTS)}{other}; it has {has}")
+            raise UserError(f"{path} lacks {key}: it is no vision transformer, ResNet, ConvNeXt or Swin of {', '.join(LAYOUTS)}; it has {has}")
 
 
 def drop_unread_row(state: dict[str, Tensor], unused: dict[str, list[str]], role: str) -> None:
@@ -179,11 +185,7 @@ def spec_of(state: dict, pooling: dict, args: dict, order: str, overrides: dict,
         raise UserError(f"num_heads={heads} does not divide the width {dim} of {path}: give num_heads=...")
     row: dict | None = {"name": "cls", "dim": dim} if has_class else None
     if pooling:
-        gamma = gamma_of(args, overrides, path)
-        row = {
-            "name": "simpool", "dim": dim, "gamma": gamma, "num_heads": overrides.get("pooling_heads", 1),
-            "min_scope": overrides.get("min_scope", "batch"), "beta": "beta" in pooling and gamma is not None,
-        }  # fmt: skip
+        row = simpool_of(dim, pooling, args, overrides, path)
     backbone = {
         "name": NAMES.get(dim, NAMES[192]),
         "image_size": [side * each for each in patch_size],
@@ -200,13 +202,37 @@ def spec_of(state: dict, pooling: dict, args: dict, order: str, overrides: dict,
     return {"backbone": backbone, "pooling": row, "norm": order, "image_size": backbone["image_size"], "crop_pct": 0.875, **COLOURS}
 
 
+def map_spec_of(kind: str, state: dict, pooling: dict, args: dict, order: str, overrides: dict, path: Path) -> dict:
+    """The spec of an encoder of a ResNet, ConvNeXt or Swin; without SimPool's tensors its places are averaged, a Swin's after the norm."""
+    backbone = map_files.backbone_of(state, kind, path)
+    with torch.device("meta"):
+        dim = Backbone(**backbone).dim
+    row = simpool_of(dim, pooling, args, overrides, path) if pooling else {"name": "gap", "dim": dim}
+    norm = "before" if kind == "swin" and not pooling else "after"
+    return {"backbone": backbone, "pooling": row, "norm": norm, "image_size": backbone["image_size"], "crop_pct": 0.875, **COLOURS}
+
+
+def simpool_of(dim: int, pooling: dict, args: dict, overrides: dict, path: Path) -> dict:
+    """The row of a SimPool with these tensors."""
+    gamma = gamma_of(args, overrides, path)
+    return {
+        "name": "simpool", "dim": dim, "gamma": gamma, "num_heads": overrides.get("pooling_heads", 1),
+        "min_scope": overrides.get("min_scope", "batch"), "beta": "beta" in pooling and gamma is not None,
+    }  # fmt: skip
+
+
+def width_of(source: Source) -> int:
+    """The width of an encoder's vectors."""
+    return next(iter(source.networks.values()))["norm.weight"].shape[0] if source.spec["pooling"] is None else source.spec["pooling"]["dim"]
+
+
 def gamma_of(args: dict, overrides: dict, path: Path) -> float | None:
     """SimPool's exponent, which no tensor holds: from the caller, else from the run's own arguments."""
     if "gamma" in overrides:
         return overrides["gamma"]
     if "gamma" in args:
         return args["gamma"] if args["gamma"] is None else float(args["gamma"])
-    raise UserError(f"{path} does not say which gamma its SimPool had: give gamma=1.25 (its transformers), or gamma=None where its name says no_gamma")
+    raise UserError(f"{path} does not say which gamma its SimPool had: give gamma=1.25 (its transformers), gamma=2.0 (its convolutional networks), or gamma=None where its name says no_gamma")
 
 
 def encoder_keys(state: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -242,6 +268,9 @@ def write(source: Source, layout: str, weights: str | None = None) -> tuple[dict
     With student and teacher at hand it is a training file without its optimizer; with one copy only, or with `weights`
     named, the flat backbone-only file (attmask.md 6.3). Raises UserError where the layout has no place for the network.
     """
+    name = source.spec["backbone"]["name"]
+    if anatomy_of(name) in (convnext, swin):
+        raise UserError(f"{source.origin} is a {name}, which is not written in these layouts: name a folder (--to DIR), or --layout timm")
     simpool = source.spec["pooling"] is not None and source.spec["pooling"]["name"] == "simpool"
     if simpool != (layout == "simpool"):
         has = "SimPool weights: say --layout simpool" if simpool else "no SimPool weights: say --layout dino, ibot or attmask"

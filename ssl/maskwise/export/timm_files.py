@@ -13,6 +13,8 @@ from maskwise.export.specs import plausible, told
 from maskwise.functional.errors import UserError
 from maskwise.nn.backbone import Backbone
 from maskwise.nn.encoder import CROP_PCT
+from maskwise.nn.maps import MapBackbone
+from maskwise.nn.timm_models import ANATOMIES
 from maskwise.nn.weights import CLASSIFIER, strip_prefixes
 
 OWN = ("image_size", "patch_size", "class_token", "position")
@@ -64,11 +66,13 @@ def source_of(name: str, path: Path, origin: str, options: dict) -> Source:
     backbone.name = name.partition(".")[0]
     content = pickles.read(path)
     held = next((content[key] for key in ("state_dict", "model") if isinstance(content.get(key), dict)), content)
-    left = [key for key, value in strip_prefixes(held).items() if isinstance(value, Tensor) and key.startswith(LEFT_OUT)]
+    maps = isinstance(backbone, MapBackbone)
+    left_out = ANATOMIES[backbone.kind].CLASSIFIER if maps else LEFT_OUT
+    left = [key for key, value in strip_prefixes(held).items() if isinstance(value, Tensor) and key.startswith(left_out)]
     spec = {
         "backbone": backbone.spec(),
-        "pooling": {"name": "cls", "dim": backbone.dim} if backbone.has_class_token else None,
-        "norm": "after",
+        "pooling": {"name": "cls" if backbone.has_class_token else "gap", "dim": backbone.dim} if maps or backbone.has_class_token else None,
+        "norm": "before" if backbone.kind == "SwinTransformer" else "after",
         "image_size": list(backbone.image_size),
         "mean": list(backbone.mean),
         "std": list(backbone.std),

@@ -15,6 +15,7 @@ from maskwise.functional.errors import UserError
 from maskwise.functional.resample import position_table
 from maskwise.nn.backbone import mismatch, timm
 from maskwise.nn.encoder import Encoder
+from maskwise.nn.timm_models import ANATOMIES
 from maskwise.nn.transformer import TransformerBackbone
 
 NORMS = ("norm.", "head.norm.", "fc_norm.")  # where a timm model keeps its last norm
@@ -74,7 +75,7 @@ def _arguments(encoder: Encoder) -> dict:
     ours = ("name", "image_size", "patch_size", "class_token", "position", "drop_path", "mask_token", "weights", "mean", "std")
     own = {key: value for key, value in spec.items() if key not in ours}
     if not isinstance(backbone, TransformerBackbone):
-        return {**own, "global_pool": "avg", **({} if spec.get("image_size") is None else {"img_size": size})}
+        return map_arguments(backbone, size, own, len(encoder.mean))
     patch, channels = backbone.patch_size, len(encoder.mean)
     return {
         "img_size": size[0] if size[0] == size[1] else size,
@@ -83,6 +84,20 @@ def _arguments(encoder: Encoder) -> dict:
         "global_pool": "token" if getattr(encoder.pooling, "needs", None) == {"cls_attention"} and backbone.has_class_token else "avg",
         ("use_fc_norm" if backbone.kind == "Eva" else "fc_norm"): False,  # the norm stands before the mean: forward_features gives normalised patches
         **({} if spec["class_token"] is None else {"class_token": spec["class_token"]}),
+        **({} if channels == 3 else {"in_chans": channels}),
+        **own,
+    }
+
+
+def map_arguments(backbone, size: list[int], own: dict, channels: int) -> dict:
+    """timm's arguments for a ResNet, ConvNeXt or Swin; raises UserError for what timm has no argument for."""
+    if own.pop("small_stem", False):
+        raise UserError(f"timm's {backbone.name} has no stem for small images: keep the run folder, which `maskwise.load` reads")
+    takes = ANATOMIES[backbone.kind].TAKES
+    return {
+        "global_pool": "avg",
+        **({"img_size": size[0] if size[0] == size[1] else size, "strict_img_size": False} if "image_size" in takes else {}),
+        **({} if backbone.asked_patch is None else {"patch_size": backbone.asked_patch}),
         **({} if channels == 3 else {"in_chans": channels}),
         **own,
     }

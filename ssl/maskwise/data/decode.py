@@ -2,8 +2,8 @@
 
 import io
 import os
+import stat
 import warnings
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -13,6 +13,7 @@ from maskwise.data.decoders import Header, decode_jpeg, header
 from maskwise.functional.picture import opened, orientation, to_rgb, turned
 
 MAX_PIXELS = 100_000_000
+MAX_BYTES = 1 << 30
 MAX_WORK = 1 << 32  # pixels times scans of a JPEG: some five seconds, where an honest file takes a tenth of that at most
 
 warnings.filterwarnings("ignore", module=r"PIL\.")  # they name no file; what matters of them is a CorruptImage here
@@ -71,8 +72,17 @@ def decode(source, name: str | None = None, decoder: str = "pil", shrink: int = 
 
 
 def read(source) -> bytes:
-    """The bytes of a file, given its path or themselves."""
-    return source if isinstance(source, (bytes, bytearray, memoryview)) else Path(source).read_bytes()
+    """The bytes of a file, given its path or themselves. Raises OSError, and ValueError for a pipe, a device or a file beyond all images."""
+    if isinstance(source, (bytes, bytearray, memoryview)):
+        return source
+    handle = os.open(source, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))  # a pipe would be waited for
+    with open(handle, "rb", buffering=0) as file:
+        about = os.fstat(handle)
+        if not stat.S_ISREG(about.st_mode):
+            raise ValueError("it is no ordinary file")
+        if about.st_size > MAX_BYTES:
+            raise ValueError(f"it has {about.st_size} bytes, and images at most {MAX_BYTES}")
+        return file.readall()
 
 
 def refuse_large(image: Image.Image, most: int) -> None:

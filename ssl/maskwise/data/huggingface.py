@@ -49,7 +49,7 @@ class HuggingFace:
         self.rows = None
         if labels is not None:
             self.rows, labels, names = narrowed(labels, names, classes, per_class)
-        self.held = held.select_columns([self.image_column])
+        self.held = as_files(held.select_columns([self.image_column]), self.image_column)
         self.labels, self.classes = None if labels is None else torch.from_numpy(np.array(labels, dtype=np.int64)), names
 
     def __len__(self) -> int:
@@ -63,6 +63,9 @@ class HuggingFace:
             picture = self.held[index if self.rows is None else int(self.rows[index])][self.image_column]
         except Exception as error:  # its own reading of bytes, of any sort
             raise bands.CorruptImage(self.name(index), " ".join(str(error).split())[:200] or type(error).__name__) from None
+        if isinstance(picture, dict) and "bytes" in picture:
+            source = picture["path"] if picture["bytes"] is None else picture["bytes"]
+            return bands.decode(source, self.name(index), self.channels, self.bits, max_pixels=self.max_pixels)
         return bands.from_picture(picture, self.name(index), self.channels, self.bits, max_pixels=self.max_pixels)
 
     def name(self, index: int) -> str:
@@ -79,6 +82,7 @@ def opened(path: str, split: str, config: str | None):
     """The library's dataset of one split. Raises UserError."""
     os.environ.setdefault("HF_DATASETS_OFFLINE", "1")
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    os.environ["HF_DATASETS_TRUST_REMOTE_CODE"] = "0"  # read by the versions before 4, which ran a set's own script
     try:
         import datasets
     except ImportError:
@@ -98,6 +102,13 @@ def opened(path: str, split: str, config: str | None):
     except Exception as error:  # a dozen types for "not there", "not cached" and "no such split"
         text = " ".join(str(error).split())[:200] or type(error).__name__
         raise UserError(f"data.path: cannot open {path} split {split!r} ({text}); give a folder on disk or a set in the library's cache, nothing is downloaded") from None
+
+
+def as_files(held, column: str):
+    """The set with its images as files, undecoded: they are for our own decoder, as those of folders are."""
+    import datasets
+
+    return held.cast_column(column, datasets.Image(decode=False)) if isinstance(held.features[column], datasets.Image) else held
 
 
 def chosen(what: str, asked: str | None, kinds: dict[str, str], fallback: str | None, required: bool = True) -> str | None:

@@ -41,10 +41,8 @@ class Decoded:
         source, name = self.dataset.source(index), self.dataset.name(index)
         try:
             data = read(source)
-        except OSError as error:
-            raise CorruptImage(name, error.strerror or type(error).__name__) from None
-        try:
-            found, turn = header(data), orientation_of(data, header(data))
+            found = header(data)
+            turn = orientation_of(data, found)
         except Exception as error:  # as in `decode`
             raise CorruptImage.because(name, error) from None
         size = None if found is None else (found.width, found.height) if turn >= 5 else (found.height, found.width)

@@ -133,15 +133,39 @@ def expanded(path: str) -> list[str]:
 
 
 def members(shard: Path) -> list[tuple[str, int, int]]:
-    """(name, offset, bytes) of the ordinary files in a tar file, those left out whose name begins with a dot."""
+    """(name, offset, bytes) of the ordinary files in a tar file, those left out whose name begins with a dot.
+
+    Raises UserError for one that is compressed or damaged, and for members that a data set has no use for: links, devices, names that lead out of it.
+    """
+    found = []
     try:
         with tarfile.open(shard, "r:") as tar:
-            return [(each.name, each.offset_data, each.size) for each in tar if each.isreg() and not os.path.basename(each.name).startswith(".")]
-    except (tarfile.TarError, EOFError) as error:
+            for each in tar:
+                if why := unwanted(each):
+                    raise UserError(f"data.path: {shard} has {each.name[:80]!r}, {why}; make it of plain files with relative names")
+                if each.isreg() and not os.path.basename(each.name).startswith("."):
+                    found.append((each.name, each.offset_data, each.size))
+        return found
+    except UserError:
+        raise
+    except OSError as error:
+        raise UserError(f"data.path: cannot read {shard}: {error.strerror or error}; give tar files that can be read") from None
+    except Exception as error:  # headers may hold anything
         with open(shard, "rb") as file:
             packed = file.read(4)[:2] in (b"\x1f\x8b", b"BZ", b"\xfd7", b"(\xb5")
         why = "is compressed, and cannot be read in place; unpack it to .tar" if packed else f"is not a sound tar file ({error})"
         raise UserError(f"data.path: {shard} {why}") from None
+
+
+def unwanted(member: tarfile.TarInfo) -> str | None:
+    """Why a member has no place in a data set, None where it has."""
+    if member.name.startswith("/") or ".." in member.name.split("/"):
+        return "a name that leads out of it"
+    if member.issym() or member.islnk():
+        return f"a link to {member.linkname[:80]!r}"
+    if member.isreg() and not member.issparse() or member.isdir():
+        return None
+    return "which is no ordinary file"
 
 
 def foldered(names: list[str]) -> tuple[list[int] | None, list[str] | None]:

@@ -1,8 +1,11 @@
 """torchvision's named sets, from files that are already on disk; nothing is downloaded."""
 
+import contextlib
 import difflib
 import hashlib
 import inspect
+import os
+import pickle
 from pathlib import Path
 
 import numpy as np
@@ -110,7 +113,10 @@ def opened(name: str, root: Path, split: str | None):
     if "download" in accepted:
         options["download"] = False
     try:
-        return make(str(root), **options)
+        with tensors_only():
+            return make(str(root), **options)
+    except pickle.UnpicklingError:
+        raise UserError(f"data.path: {name} under {root} holds a file of more than tensors, which would run code on loading; put torchvision's own files there") from None
     except (RuntimeError, OSError) as error:
         text = " ".join(str(error).split()).replace("You can use download=True to download it", "").strip(" .")
         raise UserError(f"data.path: {name} is not under {root} ({text}); put torchvision's files of it there, nothing is downloaded") from None
@@ -118,6 +124,20 @@ def opened(name: str, root: Path, split: str | None):
         raise UserError(f"data.split: {name} with split={split!r}: {' '.join(str(error).split())}") from None
     except ImportError as error:
         raise UserError(f"data.set: {name} needs a package that is not installed ({error}); install it, or choose another set") from None
+
+
+@contextlib.contextmanager
+def tensors_only():
+    """While entered, torch.load reads tensors only, also where an older torchvision asks for more."""
+    before = os.environ.get("TORCH_FORCE_WEIGHTS_ONLY_LOAD")
+    os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] = "1"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"]
+        else:
+            os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] = before
 
 
 def labels_of(held) -> np.ndarray | None:

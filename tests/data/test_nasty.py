@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image, ImageOps
 
-from maskwise.data import decoders
+from maskwise.data import bands, decoders
 from maskwise.data.decode import CorruptImage
 from maskwise.data.listed import Listed
 from maskwise.data.loader import batches
@@ -108,3 +108,19 @@ def test_orientations_of_one_photograph_agree(pack):
     for other in seen[1:]:
         assert (seen[0] - other).abs().mean() < 6
         assert (seen[0] - other.flip(2)).abs().mean() > 30
+
+
+@pytest.mark.parametrize("channels, bits", [(1, 8), (1, 16), (3, 16), (4, 8)])
+def test_other_channels_of_them_end_as_tensors_or_as_corrupt_images(pack, channels, bits):
+    data, rows = pack
+    read = 0
+    for index, row in enumerate(rows):
+        try:
+            image = bands.decode(data.root / row["path"], row["path"], channels, bits)
+        except CorruptImage as error:
+            assert "\n" not in str(error)
+            continue
+        assert image.shape[0] == channels and image.numel() and image.dtype == (torch.uint16 if bits == 16 else torch.uint8)
+        assert readable(row), row["path"]
+        read += 1
+    assert read > (140 if channels < 4 else 20)

@@ -281,3 +281,22 @@ def test_a_handed_classifier_judges(encoder):
     probe = Classifier(encoder, nn.Linear(24, 3), "pooled")
     report = analysis(encoder, {"test": Colours(6)}, classifier=probe, parts=["salient"], ratios=[0.5])
     assert report.protocol["salient"]["classifier"] == "linear probe" and "salient_high_0.5_top1" in report.numbers
+
+
+@pytest.mark.parametrize("name, options, acts", [
+    ("seresnet50", {"layers": [1, 1, 1, 1], "channels": [4, 4, 4, 4]}, 1 + 4 * 3), ("convnext_atto", {"depths": [1, 1, 1, 1], "dims": [4, 8, 8, 12]}, 4),
+])  # fmt: skip
+def test_stages_and_activations_of_convolutional_networks(name, options, acts):
+    from maskwise.nn import POOLINGS, Backbone, Encoder
+
+    torch.manual_seed(0)
+    backbone = Backbone(name, image_size=32, **options)
+    model, data = Encoder(backbone, POOLINGS["gap"](backbone.dim)), Colours(3, size=32)
+    found = observe(model, data, batch_size=2)
+    with evaluating(model), torch.no_grad():
+        stages = backbone(images_of(model, data), layers=(0, 1, 2, 3, 4)).stages
+    expected = [metrics.feature_variance(stage) for stage in stages]
+    assert found.diversity["channel"] == pytest.approx([each["channel"] for each in expected], rel=1e-4)
+    assert found.diversity["spatial"][:4] == pytest.approx([each["spatial"] for each in expected][:4], rel=1e-4)
+    assert len(found.neurons) == acts and not any(".se." in each.name for each in found.neurons)  # gates are not neurons
+    assert all(0 <= each.channels <= each.units <= each.silent <= 1 for each in found.neurons)

@@ -46,19 +46,20 @@ class CaiT(Pooling):
     """Class attention: `blocks` of attention and MLP on a learned token while the patches stand still. Attention: the last block's, [B, heads, N].
 
     The token is among the keys, so that a row's sum over patches is below 1. Weights: a block 12 D^2 + 15 D, token and last norm
-    3 D. Raises UserError for heads that do not divide the width or blocks below 1. SimPool paper B.5; CaiT.
+    3 D. Residual branches begin at `layer_scale`: with CaiT's 1e-5 the token sees the image only after many steps.
+    Raises UserError for heads that do not divide the width or blocks below 1. SimPool paper B.5; CaiT.
     """
 
     gives_attention = True
 
-    def __init__(self, dim: int, num_heads: int = 4, blocks: int = 1):
+    def __init__(self, dim: int, num_heads: int = 4, blocks: int = 1, layer_scale: float = LAYER_SCALE):
         super().__init__(dim)
         if blocks < 1:
             raise UserError(f"pooling.blocks={blocks} is out of range: choose 1 or more")
-        self.num_heads, self.blocks = self.heads_of(num_heads), blocks
+        self.num_heads, self.blocks, self.layer_scale = self.heads_of(num_heads), blocks, layer_scale
         self.cls_token = nn.Parameter(torch.empty(1, 1, dim))
         nn.init.trunc_normal_(self.cls_token, std=0.02)
-        self.layers = nn.ModuleList(ClassAttention(dim, num_heads) for _ in range(blocks))
+        self.layers = nn.ModuleList(ClassAttention(dim, num_heads, layer_scale) for _ in range(blocks))
         self.norm = nn.LayerNorm(dim)
 
     def pool(self, x: Tensor, grid) -> Pooled:
@@ -72,13 +73,13 @@ class CaiT(Pooling):
 class ClassAttention(nn.Module):
     """One block: token [B, 1, D] and patches [B, N, D] -> the new token, and its attention [B, heads, N]."""
 
-    def __init__(self, dim: int, num_heads: int):
+    def __init__(self, dim: int, num_heads: int, layer_scale: float):
         super().__init__()
         self.num_heads = num_heads
         self.norm1, self.norm2 = nn.LayerNorm(dim, eps=1e-6), nn.LayerNorm(dim, eps=1e-6)
         self.wq, self.wk, self.wv, self.proj = (nn.Linear(dim, dim) for _ in range(4))
         self.fc1, self.fc2 = nn.Linear(dim, 4 * dim), nn.Linear(4 * dim, dim)
-        self.gamma_1, self.gamma_2 = (nn.Parameter(torch.full((dim,), LAYER_SCALE)) for _ in range(2))
+        self.gamma_1, self.gamma_2 = (nn.Parameter(torch.full((dim,), layer_scale)) for _ in range(2))
         for layer in (self.wq, self.wk, self.wv, self.proj, self.fc1, self.fc2):
             nn.init.trunc_normal_(layer.weight, std=0.02)
             nn.init.zeros_(layer.bias)

@@ -8,7 +8,7 @@ import torch
 from export.published import head, network, prefixed, randn
 
 import maskwise
-from maskwise.export import check, convert, folder
+from maskwise.export import check, convert, folder, onnx
 from maskwise.functional.errors import UserError
 from maskwise.nn import POOLINGS, Backbone, Encoder, SimPool
 from maskwise.nn.backbone import timm
@@ -185,3 +185,18 @@ def test_parameter_counts_of_the_papers(name, headless, classes):
         assert sum(p.numel() for p in backbone.parameters()) == headless
         encoder = Encoder(backbone, SimPool(backbone.dim, gamma=2.0))
     assert sum(p.numel() for p in encoder.parameters()) + 1000 * (backbone.dim + 1) == classes
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", ["resnet", "convnext", "swin"])
+def test_programs_take_any_number_of_images(family):
+    name, arguments = EXPORTED[family]
+    torch.manual_seed(0)
+    backbone = Backbone(name, **arguments)
+    encoder = Encoder(backbone, POOLINGS["simpool"](backbone.dim, gamma=2.0)).eval()
+    run = onnx.exported(encoder).module()
+    for count in (1, 4):
+        x = torch.randn(count, 3, 64, 64)
+        with torch.no_grad():
+            for mine, theirs in zip((encoder(x).pooled, encoder(x).patches, encoder(x).attention), run(x), strict=True):
+                torch.testing.assert_close(theirs, mine, rtol=1e-4, atol=1e-5)

@@ -76,7 +76,7 @@ class MapBackbone(Backbone):
         self.check_size(size)
         anatomy, count = ANATOMIES[self.kind], len(self.stage_dims)
         x = self._embed(images, mask, self.grid_for(size))
-        factors = self.drop_path(len(images), images, drop_key)
+        factors = self.drop_path(images.shape[0], images, drop_key)
         wanted = {layer % count for layer in layers}
         shown = {0: anatomy.to_map(x)} if 0 in wanted else {}
         done = 0
@@ -95,7 +95,7 @@ class MapBackbone(Backbone):
     def _embed(self, images: Tensor, mask: Tensor | None, grid: tuple[int, int]) -> Tensor:
         x = ANATOMIES[self.kind].stem(self, images)
         if mask is None and self.has_mask_token and self.training:
-            mask = torch.zeros(len(images), grid[0] * grid[1], dtype=torch.bool, device=x.device)  # the token is in every graph
+            mask = torch.zeros(images.shape[0], grid[0] * grid[1], dtype=torch.bool, device=x.device)  # the token is in every graph
         if mask is None:
             return x
         if not ANATOMIES[self.kind].MASKS:

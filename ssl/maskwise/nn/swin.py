@@ -108,7 +108,7 @@ def attend(attn: nn.Module, x: Tensor, shifted: bool, cache: dict) -> Tensor:
         bias = bias.repeat(across[0] * across[1], 1, 1)
     mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=bias.to(q.dtype), scale=attn.scale)
     mixed = mixed.unflatten(2, window).unflatten(1, (*across, attn.num_heads)).permute(0, 1, 4, 2, 5, 3, 6)
-    x = attn.proj(mixed.reshape(len(x), *whole, -1))
+    x = attn.proj(mixed.reshape(x.shape[0], *whole, -1))
     if any(shift):
         x = torch.roll(x, shift, (1, 2))
     return x[:, : sides[0], : sides[1]]

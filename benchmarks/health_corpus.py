@@ -32,6 +32,7 @@ TINY = (
     "backbone.patch_size=8", "backbone.embed_dim=48", "backbone.num_heads=3", "backbone.depth=2", "head.prototypes=64", "head.hidden=64", "head.bottleneck=32",
     "train.batch_size=24", "train.log_every=5", "train.keep=1", "evaluate.knn_every=0", "evaluate.pictures_every=0", "optimizer.warmup_epochs=1", "speed.checkpointing=none",
 )  # fmt: skip
+LONGER = "train.epochs=20"  # 200 steps: half a fault takes longer to show
 LEARNT = 0.9  # share of ln K that the loss of a run which learns must come below
 MASKINGS = ("random", "block", "attmask_high")
 SIGNS = ("cls", "teacher_entropy", "teacher_spread", "patch_entropy", "patch_spread", "feature_std", "feature_rank", "feature_twins", "mask_agreement", "teacher_gap")
@@ -57,8 +58,8 @@ def part(section: str, name: str, *more: str):
 SICK = {
     "targets without a preference": (("uniform", "stuck"), "temperatures of .5 instead of 1 (healthy: .02)", temps("temp", "warmup_temp", "patch_temp", "warmup_patch_temp")),
     "patch targets without a preference": (("patch_uniform",), "patch temperatures of .5 instead of 1 (healthy: .02)", temps("patch_temp", "warmup_patch_temp")),
-    "one prototype for every image": (("point",), "half of the center is taken off", part("method", "LessCentred", "masking.name=none")),
-    "one prototype for every patch": (("patch_point",), "half of the patch center is taken off", part("method", "PatchesLessCentred")),
+    "one prototype for every image": (("point",), "half of the center is taken off", part("method", "LessCentred", "masking.name=none", LONGER)),
+    "one prototype for every patch": (("patch_point",), "half of the patch center is taken off", part("method", "PatchesLessCentred", "head.patch_prototypes=64", LONGER)),
     "empty images": (("flat", "twins"), "half of the images are one grey picture", part("data", "Blank", "crops.jitter_prob=0", "crops.grey_prob=0")),
     "images of one number": (("line", "flat"), "images half faded into their brightness", part("data", "Grey", "crops.jitter_prob=0", "crops.grey_prob=0")),
     "the same mask everywhere": (("masks",), "half of the hidden patches are the same", part("masking", "SameMask", "masking.ratio=0.4", "masking.var=0", "masking.prob=1")),

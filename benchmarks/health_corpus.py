@@ -61,7 +61,8 @@ SICK = {
     "one prototype for every image": (("point",), "half of the center is taken off", part("method", "LessCentred", "masking.name=none", LONGER)),
     "one prototype for every patch": (("patch_point",), "half of the patch center is taken off", part("method", "PatchesLessCentred", "head.patch_prototypes=64", LONGER)),
     "empty images": (("flat", "twins"), "half of the images are one grey picture", part("data", "Blank", "crops.jitter_prob=0", "crops.grey_prob=0")),
-    "images of one number": (("line", "flat"), "images half faded into their brightness", part("data", "Grey", "crops.jitter_prob=0", "crops.grey_prob=0")),
+    # half faded they fall onto a few prototypes before they fall onto a line
+    "images of one number": (("line", "point"), "images half faded into their brightness", part("data", "Grey", "crops.jitter_prob=0", "crops.grey_prob=0", LONGER)),
     "the same mask everywhere": (("masks",), "half of the hidden patches are the same", part("masking", "SameMask", "masking.ratio=0.4", "masking.var=0", "masking.prob=1")),
     "a teacher that stands still": (("teacher",), "a memory of 200 steps in a run of 130, instead of an endless one", lambda fault: (f"teacher.momentum={1.0 if fault == 1 else 0.995}",)),
     "a learning rate of nothing": (("same",), "a hundred-thousandth of the learning rate instead of 1e-10 of it", lambda fault: (f"optimizer.lr={2e-3 * (1e-10 if fault == 1 else 1e-5):g}", "optimizer.min_lr=0")),

@@ -30,7 +30,7 @@ IMAGES, EPOCHS, SHORT = 240, 18, 13  # 180 steps of a healthy run, 130 of a sick
 TINY = (
     f"data.count={IMAGES}", "data.size=40", "crops.global_size=32", "crops.local_size=16", "crops.local_number=1", "crops.jitter=[0.4,0.4,0.2,0.0]", "crops.blur_prob=[0,0,0]",
     "backbone.patch_size=8", "backbone.embed_dim=48", "backbone.num_heads=3", "backbone.depth=2", "head.prototypes=64", "head.hidden=64", "head.bottleneck=32",
-    "train.batch_size=24", "train.log_every=5", "train.keep=1", "evaluate.knn_every=0", "evaluate.pictures_every=0", "optimizer.warmup_epochs=1", "speed.checkpointing=none",
+    "train.batch_size=24", "train.log_every=5", "train.keep=1", "train.save_every=1000", "evaluate.knn_every=0", "evaluate.pictures_every=0", "optimizer.warmup_epochs=1", "speed.checkpointing=none",
 )  # fmt: skip
 LONGER = "train.epochs=20"  # 200 steps: half a fault takes longer to show
 LEARNT = 0.9  # share of ln K that the loss of a run which learns must come below

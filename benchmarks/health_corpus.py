@@ -67,7 +67,7 @@ SICK = {
     "a teacher that stands still": (("teacher",), "a memory of 200 steps in a run of 130, instead of an endless one", lambda fault: (f"teacher.momentum={1.0 if fault == 1 else 0.995}",)),
     "a learning rate of nothing": (("same",), "a hundred-thousandth of the learning rate instead of 1e-10 of it", lambda fault: (f"optimizer.lr={2e-3 * (1e-10 if fault == 1 else 1e-5):g}", "optimizer.min_lr=0")),
     "steps that are no numbers": (("skipped",), "every other step", part("method", "Broken", "masking.name=none", "train.max_bad_steps=100000")),
-    "features worse than untrained": (("knn",), "a tenth of the absurd learning rate", lambda fault: (f"optimizer.lr={1.0 if fault == 1 else 0.1}", "evaluate.knn_every=13", "evaluate.knn_first=true", "evaluate.limit_bank=256")),
+    "an absurd learning rate": (("line", "knn"), "a tenth of it, still fifty times too much", lambda fault: (f"optimizer.lr={1.0 if fault == 1 else 0.1}", "evaluate.knn_every=13", "evaluate.knn_first=true", "evaluate.limit_bank=256")),
 }  # fmt: skip
 
 

@@ -153,6 +153,8 @@ class World:
                 "the same command continues from the last checkpoint"
             ) from None
         finally:
+            global _store
+            _store = _store if failed else None  # nothing is left to be told; rank 0's store must not live on into the end of the interpreter
             if not (failed and self.device.type == "cuda"):  # NCCL would wait for what the others never join; the end of the process parts from them
                 self.close()
 

@@ -17,7 +17,7 @@ ALLOWED = {
     "evaluation": GROUND | {"distributed", "data", "nn", "methods", "engine", "evaluation"},
     "export": GROUND | {"distributed", "data", "nn", "methods", "engine", "export"},
 }
-BUILDERS = {"recipe", "recipe_text", "recipe_schema", "recipe_code", "build", "labelled", "recipe_evaluations", "run_record", "verbs", "doctor", "starter", "bench", "listing"}
+BUILDERS = {"recipe", "recipe_text", "recipe_schema", "recipe_sections", "recipe_contradictions", "recipe_code", "build", "labelled", "recipe_evaluations", "run_record", "verbs", "doctor", "starter", "bench", "listing"}
 TOP = {"cli", "__main__", "__init__"}
 FORBIDDEN_NAMES = {"utils", "util", "misc", "common", "helpers", "helper"}
 MODULES = sorted(PACKAGE.rglob("*.py"))

@@ -156,6 +156,7 @@ def test_a_temperature_warm_up_longer_than_the_run(recipe):
 
 def test_attention_masks_need_a_pooling_with_attention(recipe, monkeypatch):
     monkeypatch.syspath_prepend(".")
+    monkeypatch.setenv("MASKWISE_MODULES", "blind")
     Path("blind.py").write_text("class Mean:\n    needs = set()\n    gives_attention = False\n    def __init__(self, dim): pass\n")
     text = SMALL + "pooling: blind:Mean\nmasking: attmask_high\n"
     assert told(recipe, text) == [

@@ -23,7 +23,8 @@ def test_what_grows_is_not_flat():
 
 
 def test_processes_are_found_however_deep_and_zombies_are_dead():
-    child = subprocess.Popen([sys.executable, "-c", "import subprocess, sys; subprocess.Popen(['sleep', '60']); print('up', flush=True); sys.stdin.read()"],
+    heeds = "import signal, subprocess, sys; signal.signal(signal.SIGINT, signal.default_int_handler)"  # which a job in the background is born without
+    child = subprocess.Popen([sys.executable, "-c", heeds + "; subprocess.Popen(['sleep', '60']); print('up', flush=True); sys.stdin.read()"],
                              stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True)  # fmt: skip
     child.stdout.readline()
     below = soak.descendants(os.getpid())

@@ -1,6 +1,7 @@
 """Checkpoints under fire: killed before every call to the file system, altered in every file, refused by the disk."""
 
 import builtins
+import contextlib
 import io
 import os
 import resource
@@ -160,20 +161,22 @@ def test_a_checkpoint_without_a_seal_is_read_as_before(tmp_path):
     assert "sha256" not in checkpoint.json.loads(text) and read(path.parent).step == 4
 
 
-@pytest.fixture
+@contextlib.contextmanager
 def small_files():
-    """No file of this process may grow beyond 600 bytes."""
+    """No file of this process may grow beyond 600 bytes, pytest's own log included: to be left before it writes."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (600, before[1]))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
-def test_what_the_disk_refuses_leaves_the_older_one_and_nothing_half_written(tmp_path, small_files):
+def test_what_the_disk_refuses_leaves_the_older_one_and_nothing_half_written(tmp_path):
     store = Checkpoints(tmp_path)
     little = {"count": torch.tensor(2)}
     store.save(2, little, little)
-    with pytest.raises(UserError, match=r"cannot write the checkpoint .*step_00000004 \(File too large\): raise the limit on file sizes \(ulimit -f\)"):
+    with small_files(), pytest.raises(UserError, match=r"cannot write the checkpoint .*step_00000004 \(File too large\): raise the limit on file sizes \(ulimit -f\)"):
         store.save(4, {"much": torch.ones(1000)}, moments(4))
     assert names(tmp_path) == ["last", "step_00000002"] and store.load_last().step == 2
 

@@ -184,11 +184,11 @@ def constructor_keys(section: str, cls: type) -> dict[str, Key]:
 @functools.lru_cache
 def timm_keys(name: str) -> dict[str, Key]:
     """The keys of section backbone that are handed on to the class of timm's model `name`; none is recorded unless given."""
-    from maskwise.nn.timm_models import OWN_NAMES, keywords_of, own_keys
+    from maskwise.nn.timm_models import OWN_NAMES, anatomy_of, keywords_of, own_keys
 
     family = keywords_of(name)
     parameters, hints = parameters_of(family)
-    passed = [each for each in parameters.values() if each.name not in {*OWN_NAMES, *NOT_FOR_RECIPES}]
+    passed = [each for each in parameters.values() if each.name not in {*OWN_NAMES, *NOT_FOR_RECIPES, *getattr(anatomy_of(name), "NAMED", ())}]
     keys = {each.name: Key(kind_of(hints.get(each.name), each.default), UNSET, family.__name__) for each in passed}
     return {**keys, **{own: Key(kind, UNSET, family.__name__) for own, kind in own_keys(name).items()}}
 

@@ -4,8 +4,11 @@ import re
 from dataclasses import dataclass, replace
 
 import pytest
+import torch
 from recipes.miniature import RECIPES, resolved
 
+from maskwise import build
+from maskwise.nn import CLASSIFIERS
 from maskwise.recipe import SHIPPED
 from maskwise.recipe_text import header
 
@@ -42,6 +45,7 @@ VIT = replace(
     R50, backbone="vit_small_patch16_224", talking=False, loss="softmax", optimizer=("adamw", 1e-3, 0.05), policy="rand-m9-mstd0.5-inc1", mixup=0.8,
     token_dropout=0.0, crop_pct=0.9, published=(81.8,),
 )  # fmt: skip
+MLP = replace(VIT, backbone="resmlp_24_224", embed=(384, 12), published=(81.0,))
 NONE, TOKEN, INTRA = {"groups": 0, "tokens": 0}, {"groups": 1, "tokens": 1, "weights": (0.0, 0.0)}, {"weights": (1.0, 0.0)}
 CAP = {**TOKEN, "embed": (2048, 32), "gram_groups": None, "talking": False}
 
@@ -59,6 +63,8 @@ PUBLISHED = {
     "map/convnext_tiny_300ep": CNX, **steps("convnext_tiny", CNX, 80.4, 81.3, 82.2, 82.6),
     "map/convnext_small_300ep": replace(CNX, published=(84.1,), backbone="convnext_small", tokens=3, gram_groups=16, drop_path=0.4),
     "map/vits16_300ep": VIT, "map/vits16_300ep_gap": replace(VIT, published=(79.8,), **NONE), **steps("vits16", VIT, 75.8, 77.4, 78.0, 79.7),
+    "map/resmlp24_300ep": MLP, "map/resmlp24_300ep_gap": replace(MLP, published=(79.4,), **NONE),
+    "map/resmlp24_300ep_cap": replace(MLP, published=(80.0,), **{**TOKEN, "gram_groups": None}),
 }  # fmt: skip
 
 
@@ -88,3 +94,14 @@ def test_row(name):
         assert (head["reduction"], head["keys"], head["total"], head["teacher"], head["center"]) == ("mean_elements", "tokens+pixels", "per_group", "tokens", "logits")
     said = header((SHIPPED / f"{name}.yaml").read_text()).published
     assert tuple(map(float, re.findall(r"\d+\.\d+", said))) == row.published
+
+
+@pytest.mark.parametrize("end, millions", [("", 43.3), ("_gap", 30.0), ("_cap", 31.2)])
+def test_parameters_of_resmlp(end, millions):
+    """Table 2: 30.0 M with average pooling, 43.3 M with MAP; its 52.9 M of class attention have a layout that is not published."""
+    recipe = resolved(f"map/resmlp24_300ep{end}")
+    with torch.device("meta"):
+        encoder = build.encoder(recipe)
+        classifier = CLASSIFIERS[recipe.classifier.name](encoder, 1000, **recipe.classifier.keywords())
+    count = sum(p.numel() for module in (encoder, classifier) for p in module.parameters())
+    assert round(count / 1e6, 1) == millions and classifier.layers == ()

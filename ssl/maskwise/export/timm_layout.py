@@ -90,13 +90,14 @@ def _arguments(encoder: Encoder) -> dict:
 
 
 def map_arguments(backbone, size: list[int], own: dict, channels: int) -> dict:
-    """timm's arguments for a ResNet, ConvNeXt or Swin; raises UserError for what timm has no argument for."""
+    """timm's arguments for a backbone of maps; raises UserError for what timm has no argument for."""
     if own.pop("small_stem", False):
         raise UserError(f"timm's {backbone.name} has no stem for small images: keep the run folder, which `maskwise.load` reads")
-    takes = ANATOMIES[backbone.kind].TAKES
+    anatomy = ANATOMIES[backbone.kind]
+    free = {"strict_img_size": False} if "strict_img_size" in anatomy.PLAIN else {}
     return {
         "global_pool": "avg",
-        **({"img_size": size[0] if size[0] == size[1] else size, "strict_img_size": False} if "image_size" in takes else {}),
+        **({"img_size": size[0] if size[0] == size[1] else size, **free} if "image_size" in anatomy.TAKES else {}),
         **({} if backbone.asked_patch is None else {"patch_size": backbone.asked_patch}),
         **({} if channels == 3 else {"in_chans": channels}),
         **own,

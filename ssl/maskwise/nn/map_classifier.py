@@ -16,7 +16,7 @@ from maskwise.nn.tokens import Features
 class MAPClassifier(nn.Module):
     """Multi-token attention pooling over the stages of a backbone: Features -> logits [B, C], the mean over token groups.
 
-    layers: which stages or blocks; by default all stages of a map backbone, stem first, and the final patches alone of others.
+    layers: which stages or blocks; by default all stages of a backbone of several, stem first, and the final patches alone of others.
     `level` is the one whose grid they are brought to, by default the last but one. The network's own pooling is not read, nor its
     final norm where stages are taken as they are: both stand still. intra, inter, reduction, teacher, center and total are
     distillation.map_loss's; everything else is as in MAPHead, MultiScale and MAP. light: MAP-light, inference only.
@@ -37,7 +37,7 @@ class MAPClassifier(nn.Module):
         backbone = encoder.backbone
         widths = getattr(backbone, "stage_dims", None)
         if layers is None:
-            layers = () if widths is None else tuple(range(len(widths)))
+            layers = () if widths is None or len(widths) == 2 else tuple(range(len(widths)))
         self.layers, self.prefix, self.classes, self.light = tuple(layers), getattr(backbone, "num_prefix", 0), classes, False
         self.tokens = groups * tokens  # that speak
         dims = [encoder.dim if widths is None else widths[i] for i in self.layers] or [encoder.dim]

@@ -1,4 +1,4 @@
-"""Convolutional networks and Swin as backbones: maps that shrink from stage to stage, the last one read as patches."""
+"""Convolutional networks, Swin and MLPs as backbones: maps, stage after stage, the last one read as patches."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from maskwise.nn.weights import load_maps
 
 
 class MapBackbone(Backbone):
-    """A ResNet, ConvNeXt or Swin under timm's own names: patches are the places of the last map, row by row; no prefix, no keys.
+    """A ResNet, ConvNeXt, Swin, ResMLP or MLP-Mixer under timm's own names: patches are the places of the last map, row by row; no prefix, no keys.
 
-    `layers` index the stem (0) and the stages; each comes raw, [B, C, H, W], before the final norm, which ResNets lack.
+    `layers` index the stem (0) and the stages; each comes raw, [B, C, H, W], before the final norm, which ResNets lack. MLPs have one stage.
     """
 
     num_prefix = 0
@@ -44,22 +44,22 @@ class MapBackbone(Backbone):
     def _sizes(self) -> dict:
         return {"image_size": list(self.image_size), "patch_size": self.asked_patch}
 
-    @property
-    def blocks(self) -> list[nn.Module]:
-        """The residual blocks of all stages, in order."""
-        return ANATOMIES[self.kind].blocks(self)
-
     def grid_for(self, image_hw: tuple[int, int]) -> tuple[int, int]:
         """The last map's height and width for images of that size in pixels."""
         return tuple(ANATOMIES[self.kind].grid(side, self.stem_patch, self.patch_size[0]) for side in image_hw)
 
     def check_size(self, image_hw: tuple[int, int]) -> None:
-        """Raises UserError for images with a side below the total stride, or one that is no multiple where one is needed."""
+        """Raises UserError for images with a side below the total stride, or one that is no multiple where one is needed; an MLP has one size."""
         if min(image_hw) < self.patch_size[0]:
             raise UserError(f"images of {by(image_hw)} pixels are smaller than the stride {self.patch_size[0]} of {self.name}: make them larger")
         unit = ANATOMIES[self.kind].divisor(self)
         if any(side % unit for side in image_hw):
             raise UserError(f"images of {by(image_hw)} pixels do not divide into patches of {by((unit, unit))}: resize or crop them to a multiple")
+        if getattr(ANATOMIES[self.kind], "FIXED", False) and tuple(image_hw) != self.image_size:
+            raise UserError(
+                f"images of {by(image_hw)} pixels do not pass {self.name}, which mixes the patches of {by(self.image_size)} and of no other size: "
+                "resize them, set backbone.image_size, and have no local crops (crops.local_number=0)"
+            )
 
     def forward(
         self,
@@ -83,7 +83,9 @@ class MapBackbone(Backbone):
         for i, stage in enumerate(anatomy.stages(self)):
             x = anatomy.enter(self, i, x)
             for block in stage:
-                x = anatomy.pass_block(block, x, None if factors is None else factors[done], self._cache)
+                arguments = block, x, None if factors is None else factors[done], self._cache
+                gathered = getattr(block, "gathered", None)  # a block that is split over ranks collects its weights around what it does
+                x = anatomy.pass_block(*arguments) if gathered is None else gathered(anatomy.pass_block, *arguments)
                 done += 1
             if i + 1 in wanted:
                 shown[i + 1] = anatomy.to_map(x)

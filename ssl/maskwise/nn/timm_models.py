@@ -17,11 +17,11 @@ ready_torchvision()
 import timm  # noqa: E402
 from timm.layers import PatchEmbed  # noqa: E402
 
-from maskwise.nn import convnext, eva, resnet, swin, vit  # noqa: E402
+from maskwise.nn import convnext, eva, mlp, resnet, swin, vit  # noqa: E402
 
-ANATOMIES = {"VisionTransformer": vit, "Eva": eva, "ResNet": resnet, "ConvNeXt": convnext, "SwinTransformer": swin}
+ANATOMIES = {"VisionTransformer": vit, "Eva": eva, "ResNet": resnet, "ConvNeXt": convnext, "SwinTransformer": swin, "MlpMixer": mlp}
 # timm's files that hold models of these classes
-SOURCES = {"vision_transformer": vit, "deit": vit, "eva": eva, "resnet": resnet, "convnext": convnext, "swin_transformer": swin}
+SOURCES = {"vision_transformer": vit, "deit": vit, "eva": eva, "resnet": resnet, "convnext": convnext, "swin_transformer": swin, "mlp_mixer": mlp}
 FALLBACK = "vit_small_patch16_224"
 OWN_NAMES = {
     "num_classes": "there is no classifier",
@@ -65,6 +65,8 @@ def build(name, image_size, patch_size, class_token, timm_args) -> nn.Module:
             model = timm.create_model(name, pretrained=False, **anatomy.PLAIN, **options, **timm_args)
     except (TypeError, ValueError, AssertionError, ZeroDivisionError) as error:
         refuse(name, misfit(probe(name)))
+        if fixed := re.search(r"multiple values for keyword argument '(\w+)'", str(error)):
+            raise UserError(f"backbone.{fixed[1]} is not to be set: it is part of the name {name}; choose another name") from None
         first = re.sub(r"^\w+\.__init__\(\) ", "", str(error).splitlines()[0]) if str(error) else type(error).__name__
         raise UserError(f"timm cannot build {name} with {said(options, timm_args)}: {first}") from None
     refuse(name, misfit(model))
@@ -167,6 +169,6 @@ def refuse(name: str, reason: str | None) -> None:
         return
     near = (each for each in difflib.get_close_matches(name, candidates(), 8, 0.6) if misfit(shallow(each)) is None)
     raise UserError(
-        f"{name} is not supported: {reason}; backbones are VisionTransformer and Eva models of plain blocks on a PatchEmbed stem, ResNet, ConvNeXt and Swin, "
+        f"{name} is not supported: {reason}; backbones are VisionTransformer and Eva models of plain blocks on a PatchEmbed stem, ResNet, ConvNeXt, Swin, ResMLP and MLP-Mixer, "
         f"the nearest is {next(near, FALLBACK)}"
     )

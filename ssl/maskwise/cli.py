@@ -199,6 +199,7 @@ def export(words: list[str]) -> int:
     parser.add_argument("--to", metavar="DIR|hub:NAME", required=True, help="the folder to write, or hub:owner/name")
     parser.add_argument("--weights", choices=("teacher", "student"), default="teacher", help="which of the two (default: %(default)s)")
     parser.add_argument("--heads", action="store_true", help="add the projection head and the centers, to continue from")
+    parser.add_argument("--light", action="store_true", help="of a run with classifier map: its averaged tokens alone (MAP-light)")
     parser.add_argument("--onnx", action="store_true", help="add onnx/model.onnx")
     parser.add_argument("--onnx-attention", action="store_true", help="add onnx/model_attention.onnx, whose third output is the attention")
     parser.add_argument("--pt2", action="store_true", help="add encoder.pt2, a program of torch.export")
@@ -212,7 +213,7 @@ def export(words: list[str]) -> int:
     given = parser.parse_intermixed_args(words)
     programs = [name for name in ("onnx", "onnx-attention", "pt2") if getattr(given, name.replace("-", "_"))]
     options = {
-        "weights": given.weights, "heads": given.heads, "onnx": programs, "licence": given.licence, "datasets": given.dataset,
+        "weights": given.weights, "heads": given.heads, "light": given.light, "onnx": programs, "licence": given.licence, "datasets": given.dataset,
         "base_model": given.base_model, "picture": given.picture, "say": say,
     }  # fmt: skip
     from maskwise.export import release

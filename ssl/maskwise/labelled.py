@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 from functools import partial
-from pathlib import Path
 
 import torch
 
@@ -16,10 +14,10 @@ from maskwise.data.train_crop import TrainCrop
 from maskwise.evaluation.classifier import Classifier, Logits
 from maskwise.evaluation.report import Report
 from maskwise.evaluation.top1 import top1
+from maskwise.export import layouts, trained_classifier
 from maskwise.functional import draws
 from maskwise.functional.errors import UserError
-from maskwise.nn.weights import read_tensors
-from maskwise.recipe import Recipe, read_recipe
+from maskwise.recipe import Recipe
 from maskwise.recipe_schema import named
 
 IN_THE_WORKER = ("size", "scale", "ratio", "flip", "jitter", "policy", "interpolation", "splits", "erasing", "spare_first")
@@ -117,27 +115,16 @@ def accuracy(test, world, model) -> Report:
     return report
 
 
-def classifier_of(run, encoder, weights: str = "teacher", light: bool = False) -> Classifier | None:
-    """The classifier that a run folder's last checkpoint holds, on an encoder loaded from it; None where the run learns no labels.
+def classifier_of(model, encoder, weights: str = "teacher", light: bool = False) -> Classifier | None:
+    """The classifier of a run folder's last checkpoint or of an exported folder, on an encoder loaded from it; None where there is none.
 
     light: without what it needs for training alone (MAP-light). Raises UserError where it knows no such form.
     """
-    last = Path(run) / "checkpoints" / "last"
-    if not (Path(run) / "recipe.yaml").is_file() or not last.is_file():
+    trained = trained_classifier.read(layouts.found(model), weights)
+    if trained is None:
         return None
-    recipe = read_recipe(run, try_model=False)
-    if not recipe.learns_labels:
-        return None
-    folder = last.parent / last.read_text().strip()
-    about = json.loads((folder / "meta.json").read_text())["classes"]
-    front = f"{weights}.head."
-    state = {key[len(front) :]: value for key, value in read_tensors(folder / "model.safetensors").items() if key.startswith(front)}
-    built = named("classifier", recipe.classifier.name)(encoder, about["count"], **recipe.classifier.keywords())
-    built.load_state_dict(state)
     if light:
-        if not hasattr(built, "lighten"):
-            raise UserError(f"classifier {recipe.classifier.name} of {run} has no light form; leave light out")
-        built.lighten()
-    found = handed(encoder, built.eval(), about["names"])
-    found.kind += ", light" * light
+        trained = trained.lightened(encoder)
+    found = handed(encoder, trained.on(encoder), trained.classes)
+    found.kind += ", light" * trained.light
     return found

@@ -4,6 +4,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+import maskwise
 from maskwise.functional import draws
 from maskwise.functional.errors import UserError
 from maskwise.nn import CLASSIFIERS, POOLINGS, Backbone, Encoder, encoder_from_spec
@@ -148,3 +149,17 @@ def test_files_of_timm_and_of_its_authors_fill_it(tmp_path):
         assert filled.keys() == state.keys() and all(torch.equal(value, state[key]) for key, value in filled.items())
     with pytest.raises(UserError, match="does not fit this backbone"):
         Backbone("resmlp_12_224", image_size=64, weights=tmp_path / "timm.safetensors")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["resmlp_12_224", "mixer_s32_224"])
+def test_an_export_opens_everywhere(name, tmp_path):
+    """The folder is compared in timm and transformers while it is written, and comes back bit for bit."""
+    torch.manual_seed(0)
+    backbone = Backbone(name, image_size=64)
+    encoder = Encoder(backbone, POOLINGS["gap"](backbone.dim), norm="before").eval()
+    maskwise.export(encoder, tmp_path / "out", say=None)
+    back, x = maskwise.load(tmp_path / "out"), images().float()[..., :64]
+    assert back.spec() == encoder.spec() and torch.equal(back(x).pooled, encoder(x).pooled)
+    with pytest.raises(UserError, match="images of 96x96 pixels do not pass"):
+        maskwise.load(tmp_path / "out", image_size=96)

@@ -75,11 +75,12 @@ def slugged(text: str) -> str:
 
 def text(encoder: Encoder, folder: Path, about: About, found: list[Difference], absent: list[str], drawn: bool) -> str:
     """README.md."""
+    described = json.loads((folder / "config.json").read_text())["maskwise"]
     header = yaml.safe_dump(metadata(encoder, folder, about), sort_keys=False, allow_unicode=False)
     parts = [
         f"---\n{header}---\n",
         f"# {about.name}\n",
-        summary(encoder, about),
+        summary(encoder, about, described.get("classifier")),
         f"![images and where the encoder looks in them]({PICTURE})\n" if drawn else "",
         "## Use\n",
         use(encoder, folder, about),
@@ -95,17 +96,21 @@ def text(encoder: Encoder, folder: Path, about: About, found: list[Difference], 
     return "\n".join(part for part in parts if part)
 
 
-def summary(encoder: Encoder, about: About) -> str:
+def summary(encoder: Encoder, about: About, classifier: dict | None = None) -> str:
     """What this is, in a paragraph."""
     spec, backbone = encoder.spec(), encoder.backbone
     million = sum(p.numel() for p in encoder.parameters()) / 1e6
     size = "x".join(map(str, encoder.image_size))
     made = f"the {about.weights} of a run of {about.method}" if about.method else "an encoder"
     step = f" after {about.step} steps" if about.step is not None else ""
+    labels = "It gives features and has no classifier."
+    if classifier is not None:
+        kind = classifier["name"] + (" (light: averaged tokens alone)" if classifier["options"].get("light") else "")
+        labels = f"Its classifier `{kind}` of {classifier['count']} classes stands in `classifier.safetensors`; `maskwise evaluate top1 FOLDER test=IMAGES` scores it, the other libraries read features only."
     return (
         f"This is {made}{step}, written by maskwise. Backbone: {backbone.name.partition('.')[0]} (width {encoder.dim}, {million:.1f} M parameters with the pooling); "
         f"pooling: {spec['pooling']['name']}; images: {size} pixels, mean {list(encoder.mean)}, std {list(encoder.std)}, "
-        f"crop_pct {encoder.crop_pct}. It gives features and has no classifier.\n"
+        f"crop_pct {encoder.crop_pct}. {labels}\n"
     )
 
 

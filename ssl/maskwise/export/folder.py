@@ -14,8 +14,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from maskwise.export import card, check, specs
+from maskwise.export import card, check, specs, trained_classifier
 from maskwise.export.about import About
+from maskwise.export.trained_classifier import TrainedClassifier
 from maskwise.export.timm_layout import renaming, tag_of, timm_config, timm_layout
 from maskwise.export.transformers_layout import INDEX, WEIGHTS, dinov2, index, preprocessor
 from maskwise.functional.errors import UserError
@@ -33,6 +34,7 @@ def write(
     *,
     about: About | None = None,
     training: dict[str, Tensor] | None = None,
+    classifier: TrainedClassifier | None = None,
     onnx: tuple[str, ...] = (),
     say: Callable[[str], None] | None = None,
 ) -> Path:
@@ -40,14 +42,14 @@ def write(
 
     A vision transformer with a class token becomes a Dinov2Model and a timm model side by side, everything else a timm
     model; what neither knows (pooling, mask token) stands in maskwise.safetensors, `training` (heads and centers, under a
-    checkpoint's names) in training.safetensors. Weights are float32. `onnx`: further programs, see `export.onnx`. It is
+    checkpoint's names) in training.safetensors, a `classifier` in classifier.safetensors and config.json. Weights are float32. `onnx`: further programs, see `export.onnx`. It is
     opened again in every library present, and `say` gets the largest differences. Raises UserError for a folder that
     holds something else or cannot be written, an encoder that timm cannot hold, or a difference above 1e-5.
     """
     encoder = copy.deepcopy(encoder).cpu().float().eval()
     about = about or About(weights="teacher")
     with replacing(folder) as aside:
-        fill(encoder, aside, about, training)
+        fill(encoder, aside, about, training, classifier)
         programs = [line for kind in onnx for line in write_program(encoder, aside, kind)]
         found, absent = check.compare(encoder, aside, lambda place: load_exported(place))
         lines = [each.line() for each in found] + programs
@@ -58,7 +60,7 @@ def write(
     return Path(folder)
 
 
-def fill(encoder: Encoder, aside: Path, about: About, training: dict[str, Tensor] | None) -> None:
+def fill(encoder: Encoder, aside: Path, about: About, training: dict[str, Tensor] | None, classifier: TrainedClassifier | None = None) -> None:
     """Weights and configurations for all three libraries."""
     from safetensors.torch import save_file
 
@@ -66,7 +68,7 @@ def fill(encoder: Encoder, aside: Path, about: About, training: dict[str, Tensor
     model = dinov2(encoder, layout)
     weights = MODEL if model is None else BACKBONE
     own = {key: value for key, value in encoder.state_dict().items() if key not in layout.names} | layout.changed
-    for name, tensors in ((weights, layout.tensors), (OWN, own), (TRAINING, training)):
+    for name, tensors in ((weights, layout.tensors), (OWN, own), (TRAINING, training), (trained_classifier.FILE, classifier and classifier.state)):
         if tensors:
             save_file({key: value.detach().cpu().contiguous() for key, value in tensors.items()}, aside / name, metadata={"format": "pt"})
     config = timm_config(layout, encoder, tag=tag_of(about.method.replace(" with ", "_") or "maskwise"), licence=about.licence, filename=weights)
@@ -76,6 +78,8 @@ def fill(encoder: Encoder, aside: Path, about: About, training: dict[str, Tensor
         (aside / INDEX).write_text(index(tensors))
         config = {**fields, **config}
     config["maskwise"] = {"format": FORMAT, "encoder": encoder.spec(), "weights": about.weights}
+    if classifier is not None:
+        config["maskwise"]["classifier"] = classifier.spec()
     for name, content in ((CONFIG, config), ("preprocessor_config.json", preprocessor(encoder))):
         (aside / name).write_text(json.dumps(content, indent=2) + "\n")
 

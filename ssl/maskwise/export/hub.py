@@ -17,7 +17,7 @@ NAME = re.compile(r"[\w.-]+/[\w.-]+")
 WANTED = ["*.json", "*.safetensors"]
 REPLACED = (  # files of an earlier export that must not stay beside a new one
     "model.safetensors", "backbone.safetensors", "transformers.safetensors", "model.safetensors.index.json", "maskwise.safetensors",
-    "training.safetensors", "onnx/model.onnx", "onnx/model_attention.onnx", "encoder.pt2",
+    "training.safetensors", "classifier.safetensors", "onnx/model.onnx", "onnx/model_attention.onnx", "encoder.pt2",
 )  # fmt: skip
 LOGIN = "`hf auth login`, or HF_TOKEN in the environment, gives one with write access"
 

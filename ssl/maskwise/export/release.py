@@ -9,7 +9,7 @@ from pathlib import Path
 from torch import Tensor
 
 from maskwise.export import folder as exported
-from maskwise.export import hub, layouts
+from maskwise.export import hub, layouts, trained_classifier
 from maskwise.export.about import UNKNOWN, About, about_run
 from maskwise.functional.errors import UserError
 from maskwise.nn.backbone import read_tensors
@@ -24,6 +24,7 @@ def export(
     *,
     weights: str = "teacher",
     heads: bool = False,
+    light: bool = False,
     onnx: Sequence[str] = (),
     licence: str = UNKNOWN,
     datasets: Sequence[str] = (),
@@ -36,6 +37,7 @@ def export(
 ) -> Path:
     """Write an encoder, or what `maskwise.load` accepts, as a folder that opens in timm, transformers and `maskwise.load`.
 
+    What a run of method supervised has learnt of labels comes along, `light` without the tokens' heads of classifier map (MAP-light).
     `weights`: "teacher" or "student" of a run. `heads` adds its projection head and centers. `onnx`: programs to add, of
     "onnx", "onnx-attention" and "pt2". `licence`, `datasets` and `base_model` go into the card, `name` is its title,
     `address` the Hub's name that its examples use.
@@ -60,7 +62,12 @@ def export(
     about = About(**{"name": Path(folder).resolve().name, **told}, weights=weights)
     encoder = layouts.load(model, weights=weights) if isinstance(model, (str, Path)) else model
     training = training_tensors(model, weights) if heads else None
-    return exported.write(encoder, folder, about=about, training=training, onnx=tuple(onnx), say=say)
+    classifier = trained_classifier.read(layouts.found(model), weights) if isinstance(model, (str, Path)) else None
+    if light and classifier is None:
+        raise UserError(f"{model if isinstance(model, (str, Path)) else 'an encoder in memory'} has no classifier: light is for a run that has learnt labels with classifier map; leave it out")
+    if light:
+        classifier = classifier.lightened(encoder)
+    return exported.write(encoder, folder, about=about, training=training, classifier=classifier, onnx=tuple(onnx), say=say)
 
 
 def push_to_hub(

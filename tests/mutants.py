@@ -163,7 +163,7 @@ MUTANTS = {
         {"    factors = (max_norm / (norms + 1e-6)).clamp(max=1.0)\n": "    factors = (max_norm / (norms.norm().expand_as(norms) + 1e-6)).clamp(max=1.0)\n"},
         OPTIM,
     ),
-    "no decay of tokens": Mutant("engine/optim.py", {"or parameter.ndim == 1 else": "or parameter.ndim == 1 or 'token' in name else"}, OPTIM),
+    "no decay of tokens": Mutant("engine/optim.py", {"or parameter.ndim == 1 or name": "or parameter.ndim == 1 or 'token' in name or name"}, OPTIM),
     "LARS trusting vectors": Mutant("engine/optim.py", {"        if parameter.ndim == 1:\n            return parameter.grad\n": ""}, OPTIM),
     "last layer never held": Mutant("engine/trainer.py", {"if epoch < self.freeze_last_layer:": "if False:"}, TRAINER),
     # around the training

@@ -89,7 +89,7 @@ def test_evaluate_prints_what_differs_from_the_paper(run, main, tmp_path):
     "words, line",
     [
         (["knm", "RUN"], f"no evaluation knm; did you mean `knn`?; there are {', '.join(EVALUATIONS)}"),
-        (["knn", "RUN", "kk=3"], "evaluate knn has no option kk; did you mean `k`?; it accepts train, test, k, temperature, feature, pixels, few_shot, batch_size, precision, cache"),
+        (["knn", "RUN", "kk=3"], "evaluate knn has no option kk; did you mean `k`?; it accepts train, test, light, k, temperature, feature, pixels, few_shot, batch_size, precision, cache"),
         (["knn", "RUN", "k=1", "k=2"], "evaluate knn: k is given twice; keep one"),
         (["knn", "RUN", "fast"], "evaluate knn: `fast` is not key=value"),
         (["knn", "RUN", "temperature=warm"], "evaluate knn: temperature: expects a number, not `warm`"),

@@ -14,5 +14,5 @@ def test_every_fault_can_be_planted():
     for mutant in mutants.MUTANTS.values():
         text = (mutants.ROOT / mutants.PACKAGE / mutant.file).read_text()
         assert [text.count(before) for before in mutant.changes] == [1] * len(mutant.changes), mutant
-        for path in mutant.tests.split():
+        for path in mutant.tests.partition(" -k ")[0].split():
             assert (mutants.ROOT / path).exists(), path

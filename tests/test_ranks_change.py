@@ -22,6 +22,8 @@ PARTS = (range(3), range(3, 7), range(7, STEPS))
 CASES = [(pooling, dtype) for pooling in POOLINGS for dtype in TOLERANCES]
 TINY = ("data.count=40", "train.epochs=3", "train.save_every=4", "evaluate.pictures_every=0", "evaluate.limit_bank=16")  # 15 steps
 TIMES = {"img_s", "data_wait", "seconds"}
+# signs of health tell of a rank's own images and patches: their means over ranks are no numbers of the global batch
+OF_ONE_RANK = {"feature_std", "feature_rank", "feature_twins", "teacher_spread", "mask_agreement", "patch_entropy", "patch_spread"}
 
 
 def go_on(world, folder, steps):

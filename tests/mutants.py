@@ -34,7 +34,7 @@ MUTANTS = {
     "pointer moved before the checkpoint is there": Mutant(
         "engine/checkpoint.py",
         {
-            "os.rename(aside, path)\n        sync(self.folder)\n": "",
+            "        os.rename(aside, path)\n        sync(self.folder)\n": "",
             'write_whole(self.folder / "last", path.name + "\\n")\n': 'write_whole(self.folder / "last", path.name + "\\n")\n        os.rename(aside, path)\n',
         },
         "tests/engine/test_checkpoint_faults.py -k saving",

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import nn
 
+from maskwise.distributed import world as world_module
 from maskwise.distributed.world import World
 from maskwise.functional.errors import UserError
 
@@ -42,6 +43,16 @@ def test_mistakes_are_one_line(monkeypatch, environment, device, text):
     with pytest.raises(UserError, match=text) as caught:
         World.start(device)
     assert "\n" not in str(caught.value)
+
+
+def test_a_group_that_was_left_is_not_taken_apart(monkeypatch):
+    left = []
+    monkeypatch.setattr(world_module, "LEFT", left)
+    group = world_module.dist.GroupMember
+    monkeypatch.setattr(world_module.dist, "is_initialized", lambda: True)
+    monkeypatch.setattr(world_module.dist, "destroy_process_group", lambda: left.append("destroyed"))
+    World(0, 2).close()
+    assert left == [group.WORLD, "destroyed"]  # held before the others let go of it: its end joins a thread that may want the GIL
 
 
 def test_two_ranks():

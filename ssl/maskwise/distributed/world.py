@@ -22,6 +22,11 @@ PATIENCE = 600.0  # seconds that ranks wait for each other unless MASKWISE_TIMEO
 _store = None  # where ranks that met leave words for each other; it outlives the process group
 
 
+# Groups that were left, kept to the end: whoever lets go last (DDP's reducer) joins gloo's thread with the GIL in hand, and that thread
+# may want the GIL for the tensors of its last sum. So the two waited for each other, now and then, after a run was over.
+LEFT: list = []
+
+
 @dataclasses.dataclass(frozen=True)
 class World:
     """The ranks of one run; `World()` is a process alone on the CPU, without a process group."""
@@ -161,6 +166,7 @@ class World:
     def close(self) -> None:
         """Leave the process group, if there is one."""
         if self.size > 1 and dist.is_initialized():
+            LEFT.append(dist.group.WORLD)
             dist.destroy_process_group()
 
 

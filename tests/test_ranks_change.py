@@ -126,8 +126,7 @@ def test_the_same_command_with_one_two_and_one_ranks(tmp_path):
     one, other = (read_metrics(place / "metrics.jsonl") for place in (whole, folder))
     assert [(line["step"], "loss" in line) for line in one] == [(line["step"], "loss" in line) for line in other]
     for expected, found in zip(one, other):
-        # feature_std and teacher_spread are of a rank's own images: their means over ranks are no numbers of the global batch
-        for key in expected.keys() - TIMES - {"report", "numbers", "step", "feature_std", "teacher_spread"}:
+        for key in expected.keys() - TIMES - OF_ONE_RANK - {"report", "numbers", "step"}:
             assert found[key] == pytest.approx(expected[key], rel=2e-6, abs=1e-9), (expected["step"], key)
     assert [line["mask_share"] for line in one if "loss" in line] == [line["mask_share"] for line in other if "loss" in line]
 

@@ -50,10 +50,10 @@ class Experiment:
     seeds: tuple[int, ...] = (0, 1, 2)
 
 
-CIFAR = Experiment("CIFAR-10 at 32 px, ResNet of 3 blocks", "landscape_supervised", "cifar10-jpeg-small", ("train.epochs=1",), LANDSCAPE, "top1", "top1")
+CIFAR = Experiment("CIFAR-10 at 32 px, ResNet of 3 blocks", "landscape_supervised", "cifar10-jpeg-small", ("train.epochs=2",), LANDSCAPE, "top1", "top1")
 IMAGENETTE = Experiment(
     "Imagenette at 64 px, ResNet of 3 blocks", "landscape_supervised", "imagenette224-core",
-    ("train.epochs=2", "train.batch_size=32", "data.per_class=160", "data.side=72", "augment.size=64", "augment.scale=[0.35,1.0]", "backbone.output_stride=16", "evaluate.crop_pct=0.889"), LANDSCAPE, "top1", "top1",
+    ("train.epochs=4", "train.batch_size=32", "data.per_class=160", "data.side=72", "augment.size=64", "augment.scale=[0.35,1.0]", "backbone.output_stride=16", "evaluate.crop_pct=0.889"), LANDSCAPE, "top1", "top1",
 )  # fmt: skip
 DINO = Experiment("CIFAR-10 at 32 px, DINO, ViT of 3 blocks", "landscape_dino", "cifar10-jpeg-small", (), ("cls", "gap", "simpool"), "knn", "pooled_top1_k20")
 TINY = Experiment(

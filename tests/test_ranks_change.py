@@ -3,11 +3,10 @@
 import json
 import os
 import signal
-import socket
-import subprocess
 import sys
 from pathlib import Path
 
+import pair
 import pytest
 import torch
 from test_two_ranks import POOLINGS, STEPS, TOLERANCES, build, record
@@ -41,27 +40,13 @@ def go_on(world, folder, steps):
     return seen
 
 
-def pair(*words):
-    """Run this file as two ranks; returns when both have ended well."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    shared = {"PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    children = [
-        subprocess.Popen([sys.executable, __file__, *words], env={**os.environ, **shared, "RANK": str(rank)}, stderr=subprocess.PIPE, text=True)
-        for rank in range(2)
-    ]
-    ends = [(child.communicate(timeout=300)[1], child.returncode) for child in children]
-    assert all(code == 0 for _, code in ends), ends
-
-
 @pytest.fixture(scope="module")
 def recordings(tmp_path_factory):
     """What one rank saw in ten steps, and what was seen in three, four and three by one, two and one; where the checkpoints lie."""
     folder = tmp_path_factory.mktemp("changing")
     whole = {(pooling, dtype): record(World(), pooling, getattr(torch, dtype)) for pooling, dtype in CASES}
     first = go_on(World(), folder, PARTS[0])
-    pair("steps", str(folder))
+    pair.end(pair.start(__file__, "steps", folder))
     last = go_on(World(), folder, PARTS[2])
     two = [torch.load(folder / f"{rank}.pt") for rank in range(2)]
     return whole, [{case: {key: torch.cat([part[case][key] for part in (first, rank, last)]) for key in whole[case]} for case in CASES} for rank in two]
@@ -117,7 +102,7 @@ def test_the_same_command_with_one_two_and_one_ranks(tmp_path):
     whole, folder = tmp_path / "whole", tmp_path / "run"
     assert tiny(whole)["status"] == "complete"
     assert tiny(folder, at=3) == {"status": "preempted", "step": 4, "skipped": 0, "folder": str(folder)}
-    pair("train", str(folder), "8")
+    pair.end(pair.start(__file__, "train", folder, 8))
     assert (folder / "preempted").read_text() == "9\n"
     assert tiny(folder)["status"] == "complete"
     assert order(tmp_path / "run.ids0", tmp_path / "run.ids1") == order(tmp_path / "whole.ids0")

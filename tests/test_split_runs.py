@@ -2,10 +2,9 @@
 
 import os
 import signal
-import socket
-import subprocess
 import sys
 
+import pair
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -48,16 +47,7 @@ def test_alone_nothing_is_split():
 def test_split_stopped_and_continued_whole(tmp_path):
     whole, split = tmp_path / "whole", tmp_path / "split"
     maskwise.train(recipe(), out=whole, quiet=True)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    shared = {"PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "MASKWISE_TIMEOUT": "120"}
-    children = [
-        subprocess.Popen([sys.executable, __file__, str(split)], env={**os.environ, **shared, "RANK": str(rank), "LOCAL_RANK": str(rank)}, stderr=subprocess.PIPE, text=True)
-        for rank in range(2)
-    ]
-    ends = [(child.communicate(timeout=300)[1], child.returncode) for child in children]
-    assert all(code == 0 for _, code in ends), ends
+    pair.end(pair.start(__file__, split, MASKWISE_TIMEOUT="120"))
     assert (split / "checkpoints" / "last").read_text() == "step_00000010\n" and (split / "preempted").exists()
     assert not list((split / "checkpoints").glob(".*")), "nothing half-written is left"
     assert (split / "pictures").is_dir() and (split / "reports" / "knn_step_00000008.json").is_file()

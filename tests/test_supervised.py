@@ -2,10 +2,10 @@
 
 import os
 import signal
-import socket
-import subprocess
 import sys
+from pathlib import Path
 
+import pair
 import pytest
 import torch
 from PIL import Image
@@ -212,20 +212,11 @@ def record(world, accumulate=1):
 def test_two_ranks_are_one_process(tmp_path):
     from maskwise.distributed.world import World
 
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    files = [tmp_path / f"{rank}.pt" for rank in range(2)]
-    shared = {"PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    children = [
-        subprocess.Popen([sys.executable, __file__, str(file)], env={**os.environ, **shared, "RANK": str(rank)}, stderr=subprocess.PIPE, text=True)
-        for rank, file in enumerate(files)
-    ]
+    ranks = pair.start(__file__, tmp_path)
     losses, weights = record(World(), accumulate=2)
-    ends = [(child.communicate(timeout=300)[1], child.returncode) for child in children]
-    assert all(code == 0 for _, code in ends), ends
-    for file in files:
-        other, theirs = torch.load(file)
+    pair.end(ranks)
+    for rank in range(2):
+        other, theirs = torch.load(tmp_path / f"{rank}.pt")
         torch.testing.assert_close(other, losses, rtol=2e-6, atol=0)
         torch.testing.assert_close(theirs, weights, rtol=0, atol=2e-5)
 
@@ -234,7 +225,7 @@ def speak():
     from maskwise.distributed.world import World
 
     world = World.start("cpu")
-    torch.save(record(world), sys.argv[1])
+    torch.save(record(world), Path(sys.argv[1]) / f"{world.rank}.pt")
     world.close()
 
 

@@ -1,10 +1,9 @@
 """Two gloo ranks at half the batch are one process at the whole batch (DESIGN.md 7): masks, kept paths, losses, centers."""
 
-import os
-import socket
-import subprocess
 import sys
+from pathlib import Path
 
+import pair
 import pytest
 import torch
 
@@ -95,22 +94,13 @@ def recordings(tmp_path_factory):
     from maskwise.distributed.world import World
 
     folder = tmp_path_factory.mktemp("ranks")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    files = [folder / f"{rank}.pt" for rank in range(2)]
-    shared = {"PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    children = [
-        subprocess.Popen([sys.executable, __file__, str(file)], env={**os.environ, **shared, "RANK": str(rank)}, stderr=subprocess.PIPE, text=True)
-        for rank, file in enumerate(files)
-    ]
+    ranks = pair.start(__file__, folder)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # the ranks want the other cores
     one = record_all(World())
     torch.set_num_threads(threads)
-    ends = [(child.communicate(timeout=300)[1], child.returncode) for child in children]
-    assert all(code == 0 for _, code in ends), ends
-    return one, *(torch.load(file) for file in files)
+    pair.end(ranks)
+    return one, *(torch.load(folder / f"{rank}.pt") for rank in range(2))
 
 
 @pytest.mark.parametrize("pooling", POOLINGS)
@@ -139,7 +129,7 @@ def speak():
     from maskwise.distributed.world import World
 
     world = World.start("cpu")
-    torch.save(record_all(world), sys.argv[1])
+    torch.save(record_all(world), Path(sys.argv[1]) / f"{world.rank}.pt")
     world.close()
 
 

@@ -1,11 +1,9 @@
 """A method split over two gloo ranks (FSDP2) trains, stops, is stored and shown like the same method under DDP."""
 
-import os
-import socket
-import subprocess
 import sys
 from pathlib import Path
 
+import pair
 import pytest
 import torch
 
@@ -108,16 +106,7 @@ def part_of_nan(trainer):
 @pytest.fixture(scope="module")
 def recordings(tmp_path_factory):
     folder = tmp_path_factory.mktemp("shards")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    shared = {"PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    children = [
-        subprocess.Popen([sys.executable, __file__, str(folder)], env={**os.environ, **shared, "RANK": str(rank)}, stderr=subprocess.PIPE, text=True)
-        for rank in range(2)
-    ]
-    ends = [(child.communicate(timeout=300)[1], child.returncode) for child in children]
-    assert all(code == 0 for _, code in ends), ends
+    pair.end(pair.start(__file__, folder))
     return [torch.load(folder / f"{rank}.pt") for rank in range(2)]
 
 

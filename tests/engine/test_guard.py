@@ -1,10 +1,7 @@
 """What is not finite gets nowhere: injected at every place it can come from, into every method, and searched for in everything that lasts."""
 
-import os
-import socket
-import subprocess
-import sys
 
+import pair
 import pytest
 import torch
 from methods.tiny_networks import PROTOTYPES, crops, method
@@ -158,16 +155,7 @@ def test_the_center_moves_by_what_is_reported():
 
 @pytest.mark.slow
 def test_one_bad_rank_of_two_leaves_both_alone():
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    shared = {"PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    children = [
-        subprocess.Popen([sys.executable, __file__], env={**os.environ, **shared, "RANK": str(rank)}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-        for rank in range(2)
-    ]
-    ends = [child.communicate(timeout=300) for child in children]
-    assert [child.returncode for child in children] == [0, 0], ends
+    ends = pair.end(pair.start(__file__))
     assert ends[0][0] == ends[1][0], "the ranks tell the same causes and end with the same weights"
 
 

@@ -1,11 +1,8 @@
 """Two gloo ranks give the features of one process bit for bit, and the probes' numbers."""
 
 import json
-import os
-import socket
-import subprocess
-import sys
 
+import pair
 import pytest
 import torch
 
@@ -64,14 +61,7 @@ def rank(folder):
 @pytest.fixture(scope="module")
 def both(tmp_path_factory):
     folder = tmp_path_factory.mktemp("ranks")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    surroundings = {**os.environ, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2", "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
-    command = [sys.executable, "-c", f"from evaluation.test_ranks import rank; rank({str(folder)!r})"]
-    running = [subprocess.Popen(command, env={**surroundings, "RANK": str(r)}, stderr=subprocess.PIPE, text=True) for r in (0, 1)]
-    errors = [process.communicate(timeout=300)[1] for process in running]
-    assert [process.returncode for process in running] == [0, 0], "\n".join(errors)
+    pair.end(pair.start("-c", f"from evaluation.test_ranks import rank; rank({str(folder)!r})"))
     alone = tmp_path_factory.mktemp("alone")
     threads = torch.get_num_threads()
     torch.set_num_threads(1)

@@ -3,10 +3,8 @@
 import json
 import os
 import signal
-import socket
-import subprocess
-import sys
 
+import pair
 import pytest
 import torch
 from export.published import dinov2, head, network, prefixed, simpool, training_file, vit
@@ -266,17 +264,8 @@ def test_the_recipes_continue_in_miniature(tmp_path, name):
 @pytest.mark.slow
 def test_two_ranks_start_and_warm_up(files, tmp_path):
     """Both ranks take up the file, nobody waits while the encoder stands still, and the losses are those of one process."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    shared = {"PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     words = [*IBOT, f"method.start_from={files / 'backbone.pth'}", "method.head_warmup_epochs=2", "train.epochs=3", "train.steps=8"]
-    command = [sys.executable, "-m", "maskwise", "train", "debug/tiny", "--out", str(tmp_path / "run"), *words]
-    children = [
-        subprocess.Popen(command, env={**os.environ, **shared, "RANK": str(rank), "LOCAL_RANK": str(rank)}, stderr=subprocess.PIPE, text=True) for rank in range(2)
-    ]
-    ends = [(child.communicate(timeout=600)[1], child.returncode) for child in children]
-    assert all(code == 0 for _, code in ends), ends
+    ends = pair.end(pair.start("-m", "maskwise", "train", "debug/tiny", "--out", tmp_path / "run", *words), 600)
     assert "head warm-up: the encoder stands still for 8 of 8 steps" in ends[0][0] and not ends[1][0]
     maskwise.train(maskwise.read_recipe("debug/tiny", *words), out=tmp_path / "alone", quiet=True)
     losses = [[line["loss"] for line in lines(tmp_path / name) if "loss" in line] for name in ("run", "alone")]

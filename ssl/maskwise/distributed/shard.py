@@ -16,7 +16,7 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from maskwise.distributed.world import World
+from maskwise.distributed.world import LEFT, World
 from maskwise.functional.errors import UserError
 
 KINDS = ("fsdp", "hsdp")
@@ -36,6 +36,7 @@ class Shards:
     def __init__(self, method: nn.Module, world: World, kind: str = "fsdp", *, precision: str = "fp32"):
         self.world, self.mesh = world, _mesh(world, kind)
         self.group = self.mesh["shard"].get_group()
+        LEFT.extend(self.mesh.get_all_groups())
         method = world.synchronised(method)
         world.equalise(method)
         self.hollow = _hollow(method.teacher.encoder)

@@ -22,7 +22,7 @@ PATIENCE = 600.0  # seconds that ranks wait for each other unless MASKWISE_TIMEO
 _store = None  # where ranks that met leave words for each other; it outlives the process group
 
 
-# Groups that were left, kept to the end: whoever lets go last (DDP's reducer) joins gloo's thread with the GIL in hand, and that thread
+# Groups that are left, kept to the end: whoever lets go last (DDP's reducer) joins gloo's thread with the GIL in hand, and that thread
 # may want the GIL for the tensors of its last sum. So the two waited for each other, now and then, after a run was over.
 LEFT: list = []
 

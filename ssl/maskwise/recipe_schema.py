@@ -73,12 +73,12 @@ BOUNDS = {
         """data.per_class data.count data.size augment.size augment.splits augment.repeats classifier.classes optimizer.lr_per crops.global_size crops.local_size backbone.image_size backbone.patch_size backbone.depth
         backbone.embed_dim backbone.num_heads head.prototypes head.hidden head.bottleneck head.layers head.patch_prototypes train.epochs train.steps
         train.batch_size train.accumulate train.log_every train.save_every train.keep train.max_bad_steps evaluate.k evaluate.limit_bank speed.threads
-        pooling.num_heads pooling.groups pooling.tokens pooling.gram_width pooling.gram_groups pooling.embed pooling.mlp_groups pooling.k pooling.iterations pooling.layers pooling.blocks""",
+        pooling.num_heads pooling.groups pooling.tokens pooling.gram_width pooling.gram_groups pooling.embed pooling.mlp_groups pooling.k pooling.iterations pooling.layers pooling.blocks pooling.anchors""",
     ),
     f"from 1 to {PIXELS_AT_MOST}": (lambda v: 1 <= v <= PIXELS_AT_MOST, "data.max_pixels"),
     "above 0": (
         lambda v: v > 0,
-        """backbone.mlp_ratio pooling.gamma pooling.scale pooling.epsilon pooling.layer_scale method.student_temp teacher.temp teacher.warmup_temp teacher.patch_temp teacher.warmup_patch_temp
+        """backbone.mlp_ratio pooling.gamma pooling.scale pooling.epsilon pooling.sigma pooling.layer_scale method.student_temp teacher.temp teacher.warmup_temp teacher.patch_temp teacher.warmup_patch_temp
         optimizer.lr""",
     ),
     "from 0 to 1": (

@@ -10,7 +10,7 @@ from maskwise.nn.pooling.landscape import LANDSCAPE, composed
 DIM, GRID = 8, (5, 7)
 ROWS = [
     ("gap", {}), ("max", {}), ("gap_max", {}), ("gem", {}), ("lse", {}), ("how", {"variant": "paper"}), ("how", {"variant": "released"}), ("otk", {}),
-    ("otk", {"variant": "released"}), ("kmeans", {"tolerance": 0.0}), ("kmeans", {"k": 6, "tolerance": 0.0, "iterations": 3}), ("slot", {}), ("slot", {"k": 5, "iterations": 2}),
+    ("otk", {"variant": "released"}), ("otk", {"anchors": 5}), ("otk", {"anchors": 8, "variant": "released"}), ("kmeans", {"tolerance": 0.0}), ("kmeans", {"k": 6, "tolerance": 0.0, "iterations": 3}), ("slot", {}), ("slot", {"k": 5, "iterations": 2}),
     ("se", {"variant": "paper"}), ("se", {"variant": "released"}), ("cbam", {"variant": "paper"}), ("cbam", {"variant": "released"}), ("ge", {"variant": "paper"}),
     ("ge", {"variant": "released"}), ("vit", {"variant": "paper"}), ("vit", {"variant": "released"}), ("vit", {"num_heads": 1}), ("cait", {}), ("cait", {"blocks": 3}),
     ("simpool", {}), ("simpool", {"gamma": None}), ("simpool", {"gamma": 2.0, "num_heads": 4}), ("simpool", {"min_scope": "batch"}),

@@ -38,14 +38,15 @@ def how(p, grid) -> list[Parts]:
 
 
 def otk(p, grid) -> list[Parts]:
-    """U: learned; similarity: -|x - u|^2; attention: Sinkhorn."""
+    """U: learned; similarity: -|x - u|^2; attention: Sinkhorn; values: psi(X)."""
 
     def init(x: Tensor) -> Tensor:
         return p.references.expand(len(x), -1, -1)
 
+    psi = {"value": lambda x, *_: p.features(x), "update": lambda z, u: p.widened(z)}
     if p.variant == "released":
-        return [Parts(init, framework.softmax(TEMPERATURE), similarity=framework.dot)]
-    return [Parts(init, lambda s, x: sinkhorn(s / (p.dim * p.epsilon), p.iterations), similarity=framework.euclidean)]
+        return [Parts(init, framework.softmax(TEMPERATURE), similarity=framework.dot, **psi)]
+    return [Parts(init, lambda s, x: sinkhorn(s / (p.dim * p.epsilon), p.iterations), similarity=framework.euclidean, **psi)]
 
 
 def kmeans(p, grid) -> list[Parts]:

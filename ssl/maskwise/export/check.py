@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from maskwise.export.timm_layout import open_timm
 from maskwise.export.transformers_layout import WEIGHTS, open_transformers
 from maskwise.functional.errors import UserError
+from maskwise.nn import pit
 from maskwise.nn.encoder import Encoder
 from maskwise.nn.tokens import Features
 
@@ -128,6 +129,8 @@ def pools_class_token(encoder: Encoder) -> bool:
 
 def timm_patches(model: nn.Module, images: Tensor) -> Tensor:
     """Normalised patches [B, N, D] of a timm model, whichever layout its family gives them in."""
+    if isinstance(model, pit.CLASS):  # whose forward gives the class token alone
+        return model.norm(model.forward_intermediates(images, intermediates_only=True)[-1].flatten(2).transpose(1, 2))
     tokens = model.forward_features(images)
     if tokens.ndim == 3:
         return tokens[:, getattr(model, "num_prefix_tokens", 0) :]

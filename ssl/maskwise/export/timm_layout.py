@@ -48,7 +48,7 @@ def timm_layout(encoder: Encoder) -> TimmLayout:
     names = renaming(own, theirs)
     tensors = {name: own[key] for key, name in names.items()}
     changed = {}
-    if getattr(backbone, "pos_embed", None) is not None and isinstance(backbone, TransformerBackbone):
+    if getattr(backbone, "pos_embed", None) is not None:
         table = at_image_size(backbone, encoder.image_size)
         if not torch.equal(table, own["backbone.pos_embed"]):
             changed["backbone.pos_embed"] = own["backbone.pos_embed"]
@@ -94,9 +94,11 @@ def map_arguments(backbone, size: list[int], own: dict, channels: int) -> dict:
     if own.pop("small_stem", False):
         raise UserError(f"timm's {backbone.name} has no stem for small images: keep the run folder, which `maskwise.load` reads")
     anatomy = ANATOMIES[backbone.kind]
+    if backbone.class_token is False and "class_token" in anatomy.TAKES:
+        raise UserError(f"timm's {backbone.name} always has a class token: keep the run folder, which `maskwise.load` reads")
     free = {"strict_img_size": False} if "strict_img_size" in anatomy.PLAIN else {}
     return {
-        "global_pool": "avg",
+        "global_pool": getattr(anatomy, "POOL", "avg"),
         **({"img_size": size[0] if size[0] == size[1] else size, **free} if "image_size" in anatomy.TAKES else {}),
         **({} if backbone.asked_patch is None else {"patch_size": backbone.asked_patch}),
         **({} if channels == 3 else {"in_chans": channels}),
@@ -117,8 +119,10 @@ def renaming(own: dict[str, Tensor], theirs: dict[str, Tensor]) -> dict[str, str
     return names
 
 
-def at_image_size(backbone: TransformerBackbone, image_size: tuple[int, int]) -> Tensor:
-    """The position table that this backbone adds at that image size, prefix rows included: [1, P + N, D]."""
+def at_image_size(backbone, image_size: tuple[int, int]) -> Tensor:
+    """The position table that this backbone adds at that image size, as timm keeps it: [1, P + N, D] with prefix rows, a PiT's [1, D, h, w]."""
+    if not isinstance(backbone, TransformerBackbone):
+        return ANATOMIES[backbone.kind].table_for(backbone, tuple(image_size)).detach().cpu().contiguous()
     table = backbone.pos_embed.detach().cpu()
     prefix, patches = table.split((backbone.table_prefix, table.shape[1] - backbone.table_prefix), dim=1)
     grid = backbone.grid_for(tuple(image_size))

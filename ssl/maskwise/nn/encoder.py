@@ -68,7 +68,8 @@ class Encoder(nn.Module):
             raise UserError(f"pooling.norm={norm!r} is unknown: choose after or before")
         if "cls_attention" in pooling.needs and not backbone.has_class_token:
             remedy = "choose pooling simpool" if isinstance(backbone, MapBackbone) else "set backbone.class_token=true, or choose pooling simpool"
-            raise UserError(f"pooling {pooling_row(pooling)} needs a class token and {backbone.name} has none: {remedy}")
+            lack = "has none" if getattr(backbone, "cls_token", None) is None else "hands none out"  # a PiT's stays inside
+            raise UserError(f"pooling {pooling_row(pooling)} needs a class token and {backbone.name} {lack}: {remedy}")
         if getattr(pooling, "dim", backbone.dim) != backbone.dim:
             raise UserError(f"the pooling is {pooling.dim} wide and {backbone.name} {backbone.dim}: give the pooling the backbone's dim")
         self.backbone = backbone

@@ -1,4 +1,4 @@
-"""Convolutional networks, Swin and MLPs as backbones: maps, stage after stage, the last one read as patches."""
+"""Convolutional networks, Swin, PiT and MLPs as backbones: maps, stage after stage, the last one read as patches."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from maskwise.nn.weights import load_maps
 
 
 class MapBackbone(Backbone):
-    """A ResNet, ConvNeXt, Swin, ResMLP or MLP-Mixer under timm's own names: patches are the places of the last map, row by row; no prefix, no keys.
+    """A ResNet, ConvNeXt, Swin, PiT, ResMLP or MLP-Mixer under timm's own names: patches are the places of the last map, row by row; no prefix, no keys.
 
     `layers` index the stem (0) and the stages; each comes raw, [B, C, H, W], before the final norm, which ResNets lack. MLPs have one stage.
     """
@@ -22,11 +22,11 @@ class MapBackbone(Backbone):
     num_prefix = 0
 
     def _take(self, model: nn.Module, image_size, patch_size, weights) -> int | None:
-        if self.class_token:
-            raise UserError(f"backbone.class_token=True is not to be set: {self.name} has none")
-        if self.position != "offset":
-            raise UserError(f"backbone.position={self.position} is not to be set: {self.name} has no position table")
         anatomy = ANATOMIES[self.kind]
+        if self.class_token and "class_token" not in anatomy.TAKES:
+            raise UserError(f"backbone.class_token=True is not to be set: {self.name} has none")
+        if self.position != "offset" and "position" not in anatomy.TAKES:
+            raise UserError(f"backbone.position={self.position} is not to be set: {self.name} has no position table")
         if weights is not None:
             load_maps(model, anatomy.translate, weights, anatomy.CLASSIFIER)
         self.stage_dims = tuple(anatomy.widths(model))
@@ -36,7 +36,7 @@ class MapBackbone(Backbone):
         native = (model.default_cfg.get("input_size") or (3, 224, 224))[1:] if image_size is None else image_size
         self.image_size = (native, native) if isinstance(native, int) else tuple(native)
         for name, part in anatomy.parts(model).items():
-            self.add_module(name, part)
+            setattr(self, name, part)
         self._cache: dict = {}
         self.check_size(self.image_size)
         return self.stage_dims[0] if anatomy.MASKS else None

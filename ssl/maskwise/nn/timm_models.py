@@ -17,11 +17,15 @@ ready_torchvision()
 import timm  # noqa: E402
 from timm.layers import PatchEmbed  # noqa: E402
 
-from maskwise.nn import convnext, eva, mlp, resnet, swin, vit  # noqa: E402
+from maskwise.nn import convnext, eva, mlp, pit, resnet, swin, vit  # noqa: E402
 
-ANATOMIES = {"VisionTransformer": vit, "Eva": eva, "ResNet": resnet, "ConvNeXt": convnext, "SwinTransformer": swin, "MlpMixer": mlp}
+ANATOMIES = {
+    "VisionTransformer": vit, "Eva": eva, "ResNet": resnet, "ConvNeXt": convnext, "SwinTransformer": swin, "PoolingVisionTransformer": pit, "MlpMixer": mlp,
+}  # fmt: skip
 # timm's files that hold models of these classes
-SOURCES = {"vision_transformer": vit, "deit": vit, "eva": eva, "resnet": resnet, "convnext": convnext, "swin_transformer": swin, "mlp_mixer": mlp}
+SOURCES = {
+    "vision_transformer": vit, "deit": vit, "eva": eva, "resnet": resnet, "convnext": convnext, "swin_transformer": swin, "pit": pit, "mlp_mixer": mlp,
+}  # fmt: skip
 FALLBACK = "vit_small_patch16_224"
 OWN_NAMES = {
     "num_classes": "there is no classifier",
@@ -72,6 +76,8 @@ def build(name, image_size, patch_size, class_token, timm_args) -> nn.Module:
     refuse(name, misfit(model))
     if own:
         anatomy.alter(model, **own)
+    if class_token is False and hasattr(anatomy, "drop_class_token"):
+        anatomy.drop_class_token(model)
     return model
 
 
@@ -85,7 +91,7 @@ def asked(name: str, anatomy, wanted: dict) -> dict:
     options = {}
     for key, value in wanted.items():
         if key in anatomy.TAKES:
-            if value is not None:
+            if value is not None and anatomy.TAKES[key]:
                 options[anatomy.TAKES[key]] = tuple(value) if isinstance(value, list) else value
         elif value and key != "image_size":  # any image passes a map
             raise UserError(f"backbone.{key}={value} is not to be set: {name} has none")
@@ -152,7 +158,7 @@ def misfit(model) -> str | None:
             return f"its blocks are {type(block).__name__}"
         if hasattr(block, "attn") and type(block.attn) not in anatomy.ATTENTIONS:
             return f"its attention is {type(block.attn).__name__}"
-    if hasattr(model, "patch_embed") and type(model.patch_embed) is not PatchEmbed:
+    if hasattr(model, "patch_embed") and type(model.patch_embed) not in getattr(anatomy, "STEMS", (PatchEmbed,)):
         return f"its stem is {type(model.patch_embed).__name__}"
     return None
 
@@ -169,6 +175,6 @@ def refuse(name: str, reason: str | None) -> None:
         return
     near = (each for each in difflib.get_close_matches(name, candidates(), 8, 0.6) if misfit(shallow(each)) is None)
     raise UserError(
-        f"{name} is not supported: {reason}; backbones are VisionTransformer and Eva models of plain blocks on a PatchEmbed stem, ResNet, ConvNeXt, Swin, ResMLP and MLP-Mixer, "
+        f"{name} is not supported: {reason}; backbones are VisionTransformer and Eva models of plain blocks on a PatchEmbed stem, ResNet, ConvNeXt, Swin, PiT, ResMLP and MLP-Mixer, "
         f"the nearest is {next(near, FALLBACK)}"
     )

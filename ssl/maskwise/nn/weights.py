@@ -97,7 +97,7 @@ def load_pretrained(model, translate, path: str | Path, table_prefix: int, table
 
 
 def load_maps(model, translate, path: str | Path, classifier: tuple[str, ...]) -> None:
-    """Load pretrained weights of a ResNet, ConvNeXt, Swin or MLP strictly, its classifier's layers (names that begin so) left out.
+    """Load pretrained weights of a network of maps strictly, its classifier's layers (names that begin so) left out.
 
     Raises UserError for a file that cannot be read or does not fit.
     """

@@ -53,13 +53,6 @@ def test_parameters_of_the_released_resnet():
     assert count(head.heads) == 6_160_288 and count(head.averaged_heads) == 1_543_072
 
 
-def test_parameters_of_the_released_mobilenet():
-    with torch.device("meta"):
-        options = {"groups": 1, "gram_groups": 32, "talking": True, "average": None, "mlp_ratio": 1, "mlp_groups": 1}
-        head = MAPHead([1024], 1000, dim=192, norm=False, **options)
-    assert count(on_meta("mobilenetv1_100")) + count(head) == 4_879_612
-
-
 @pytest.mark.parametrize(
     "name, dims, embed, light, published", [("resnet50", [64, 256, 512, 1024, 2048], 192, False, 38.0), ("resnet50", [64, 256, 512, 1024, 2048], 192, True, 35.0)]
 )

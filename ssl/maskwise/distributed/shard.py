@@ -44,6 +44,8 @@ class Shards:
         policy = MixedPrecisionPolicy(*((torch.bfloat16, torch.float32) if narrow else ()), cast_forward_inputs=False)
         for network in (method.student, method.teacher):
             for block in dict(network.encoder.backbone.named_children()).get("blocks", ()):
+                if isinstance(block, nn.Sequential):  # stacks of an EfficientNet, gathered for the whole step as other convolutions
+                    continue
                 _split(block, self.mesh, policy)
         _split(method, self.mesh, MixedPrecisionPolicy(cast_forward_inputs=False))
         self.method = method

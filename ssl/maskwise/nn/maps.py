@@ -14,7 +14,7 @@ from maskwise.nn.weights import load_maps
 
 
 class MapBackbone(Backbone):
-    """A ResNet, ConvNeXt, Swin, PiT, ResMLP or MLP-Mixer under timm's own names: patches are the places of the last map, row by row; no prefix, no keys.
+    """A ResNet, ConvNeXt, EfficientNet or MobileNet, Swin, PiT, ResMLP or MLP-Mixer under timm's own names: patches are the places of the last map, row by row; no prefix, no keys.
 
     `layers` index the stem (0) and the stages; each comes raw, [B, C, H, W], before the final norm, which ResNets lack. MLPs have one stage.
     """
@@ -87,6 +87,8 @@ class MapBackbone(Backbone):
                 gathered = getattr(block, "gathered", None)  # a block that is split over ranks collects its weights around what it does
                 x = anatomy.pass_block(*arguments) if gathered is None else gathered(anatomy.pass_block, *arguments)
                 done += 1
+            if i + 2 == count and hasattr(anatomy, "leave"):
+                x = anatomy.leave(self, x)
             if i + 1 in wanted:
                 shown[i + 1] = anatomy.to_map(x)
         last = anatomy.to_map(x)

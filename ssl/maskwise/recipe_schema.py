@@ -78,7 +78,7 @@ BOUNDS = {
     f"from 1 to {PIXELS_AT_MOST}": (lambda v: 1 <= v <= PIXELS_AT_MOST, "data.max_pixels"),
     "above 0": (
         lambda v: v > 0,
-        """backbone.mlp_ratio pooling.gamma pooling.scale pooling.epsilon pooling.sigma pooling.layer_scale method.student_temp teacher.temp teacher.warmup_temp teacher.patch_temp teacher.warmup_patch_temp
+        """backbone.mlp_ratio pooling.gamma pooling.gamma_max pooling.gamma_lr pooling.scale pooling.epsilon pooling.sigma pooling.layer_scale method.student_temp teacher.temp teacher.warmup_temp teacher.patch_temp teacher.warmup_patch_temp
         optimizer.lr""",
     ),
     "from 0 to 1": (

@@ -16,6 +16,7 @@ ROWS = [
     ("simpool", {"linear": "", "layer_norm": "", "gamma": None}), ("simpool", {"linear": "qkv", "layer_norm": "qkv"}), ("simpool", {"k": 2}),
     ("simpool", {"k": 3, "reduce": "concat_project"}), ("cait", {"blocks": 2}), ("gem", {"gamma": 3.0}),
     ("otk", {"anchors": 5}), ("otk", {"anchors": 8, "sigma": 0.7, "reduce": "mean"}), ("otk", {"anchors": 12, "variant": "released"}),
+    ("simpool", {"learn_gamma": True, "gamma_max": 5.0}),
     ("map", {"keys": "pixels", "reduce": "max_logit"}), ("map", {"gram": False}), ("map", {"talking": True, "num_heads": 2}), ("map", {"groups": 1, "tokens": 1, "embed": 4}),
 ]  # fmt: skip
 DIM, HEADS = 8, 2

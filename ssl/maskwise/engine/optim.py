@@ -105,20 +105,27 @@ def parameter_groups(module: nn.Module) -> list[dict]:
     """Return two groups of `module`'s trainable parameters: decayed, then not (1-D tensors and names ending in `.bias`).
 
     Tokens, position tables and weight-norm gains of shape [K, 1] are decayed, as in the references (attmask.md 1.9), unless the
-    module names them in `undecayed` by the last part of their names. Each group holds "params", "names" and "weight_decay_on". Raises UserError if nothing is trainable.
+    module names them in `undecayed` by the last part of their names. Each group holds "params", "names" and "weight_decay_on". A part of the
+    module may hold `lr_factors`, a table of its own parameters' names: those of a factor other than 1 follow in groups with "lr_factor".
+    Raises UserError if nothing is trainable.
     """
-    decayed = {"params": [], "names": [], "weight_decay_on": True}
-    plain = {"params": [], "names": [], "weight_decay_on": False, "weight_decay": 0.0}
+    groups: dict[tuple[bool, float], dict] = {(decays, 1.0): _group(decays, 1.0) for decays in (True, False)}
     spared = getattr(module, "undecayed", ())
+    factors = {f"{path}.{name}".lstrip("."): factor for path, part in module.named_modules() for name, factor in getattr(part, "lr_factors", {}).items()}
     for name, parameter in module.named_parameters():
         if parameter.requires_grad:
-            group = plain if name.endswith(".bias") or parameter.ndim == 1 or name.rpartition(".")[2] in spared else decayed
+            kind = not (name.endswith(".bias") or parameter.ndim == 1 or name.rpartition(".")[2] in spared), factors.get(name, 1.0)
+            group = groups.setdefault(kind, _group(*kind))
             group["params"].append(parameter)
             group["names"].append(name)
-    groups = [decayed, plain]
-    if not any(group["params"] for group in groups):
+    if not any(group["params"] for group in groups.values()):
         raise UserError("nothing can be trained: every parameter of the model is frozen; unfreeze at least one")
-    return groups
+    return list(groups.values())
+
+
+def _group(decays: bool, factor: float) -> dict:
+    group = {"params": [], "names": [], "weight_decay_on": decays}
+    return {**group, **({} if decays else {"weight_decay": 0.0}), **({} if factor == 1 else {"lr_factor": factor})}
 
 
 def check_groups(module: nn.Module, groups: list[dict]) -> None:

@@ -78,7 +78,7 @@ class Trainer:
         """
         step, epoch, device = self.step_index, self.epoch, self.world.device
         for group in self.optimizer.param_groups:
-            group["lr"] = self.lr(step)
+            group["lr"] = self.lr(step) * group.get("lr_factor", 1.0)
             if group.get("weight_decay_on"):
                 group["weight_decay"] = self.weight_decay(step)
         crops = [self._floats(crops) for crops in (global_crops, local_crops)]

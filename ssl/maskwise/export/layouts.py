@@ -132,6 +132,8 @@ def overridden(encoder: Encoder, overrides: dict) -> Encoder:
     for key in ("gamma", "min_scope"):
         if key in overrides and not isinstance(encoder.pooling, SimPool):
             raise UserError(f"{key} belongs to the pooling simpool and this encoder has another: leave it out")
+        if key == "gamma" and key in overrides and encoder.pooling.learn_gamma:
+            raise UserError("gamma is one of this encoder's weights (pooling.learn_gamma): leave it out")
         if key in overrides:
             setattr(encoder.pooling, key, overrides[key])
     for key in ("mean", "std"):

@@ -22,6 +22,7 @@ from maskwise.nn.weights import strip_prefixes
 LAYOUTS = ("dino", "ibot", "attmask", "simpool")
 NAMES = {192: "vit_tiny_patch16_224", 384: "vit_small_patch16_224", 768: "vit_base_patch16_224", 1024: "vit_large_patch16_224"}
 POOLING_PARENTS = {"simpool.": "after", "gp.pool.": "before", "global_pool.pool.": "before", "head.global_pool.pool.": "before"}
+SIMPOOL = ("norm_patches", "wq", "wk", "beta")
 ROLES = {"teacher": "teacher", "state_dict_ema": "teacher", "model_ema": "teacher", "student": "student", "state_dict": "student", "model": "student"}
 CENTERS = {"dino_loss": {"center": "center"}, "ibot_loss": {"center": "center", "center2": "patch_center"}}
 COLOURS = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
@@ -253,6 +254,8 @@ def family_keys(state: dict[str, Tensor], parent: str, origin) -> dict[str, Tens
         name = key.removeprefix("backbone.")
         if key.startswith("pooling."):
             name = parent + key.removeprefix("pooling.")
+            if key.split(".")[1] not in SIMPOOL:
+                raise UserError(f"{origin} has {key}, for which the DINO family's SimPool has no place: export it as a folder instead")
         elif name.startswith(("reg_token", "norm_pre.", "rope")) or ".attn.q_norm" in name or ".attn.k_norm" in name or "mlp.norm" in name:
             raise UserError(f"{origin} has {name}, for which the DINO family's networks have no place: export it as a folder instead")
         name = "masked_embed" if name == "mask_token" else name

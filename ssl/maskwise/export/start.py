@@ -106,8 +106,9 @@ class Start:
             raise UserError(f"{source.origin} has no class token and the recipe's backbone one: set pooling.name=simpool and backbone.class_token=false")
         pooling, mine = spec["pooling"] or {}, pooling_row(encoder.pooling)
         if pooling.get("name") == mine == "simpool":
-            beta = encoder.pooling.beta is not None
-            for key, there, here in (("norm", spec["norm"], encoder.norm_order), ("num_heads", pooling["num_heads"], encoder.pooling.num_heads), ("beta", pooling["beta"], beta)):
+            asked = encoder.pooling.arguments()
+            settings = [(key, pooling.get(key, False), asked[key]) for key in ("num_heads", "beta", "learn_gamma")]
+            for key, there, here in (("norm", spec["norm"], encoder.norm_order), *settings):
                 if there != here:
                     raise UserError(f"{source.origin} does not fit the recipe's pooling: {key} is {_said(there)} there and {_said(here)} here; set pooling.{key}={_said(there)}")
             for key in ("gamma", "min_scope"):

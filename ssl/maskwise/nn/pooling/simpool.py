@@ -17,6 +17,7 @@ from maskwise.nn.tokens import Pooled
 
 NORM_EPS = 1e-6
 SHIFT = 1e-6  # added after the minimum is taken off, so that no value is zero under the power
+LEAST = 0.1  # of a learned gamma, as in GeM: nearer to 0 the root of the mean is all rounding
 INITS = ("gap", "energy", "learned")
 SIMILARITIES = ("dot", "euclidean", "cosine")
 NORMALISATIONS = ("softmax", "sigmoid")
@@ -30,6 +31,8 @@ class SimPool(Several):
     exponent `gamma` above the minimum (None: a plain mean). `min_scope` takes that minimum per "image", as the paper,
     or per "batch", as the released weights were trained. `beta` adds a learned scalar. Weights: 2 dim^2 + 2 dim (+ 1).
     `weight_start` draws W_Q and W_K "normal" (std 0.02: ViT, ConvNeXt; None too) or "uniform" (+-1 / sqrt(dim): ResNet).
+    `learn_gamma` makes gamma a weight, `exponent` [1], that begins at `gamma` and is read as no less than 0.1 and, given `gamma_max`, no more
+    than that (the paper's 5); beyond a bound only a gradient that leads back reaches it. `gamma_lr` is a factor on its learning rate (the paper's 0.1).
 
     The rest are the paper's ablations (Table 10), the default its choice: what the query begins as (`init`), `similarity`,
     `normalise` (sigmoid: then shared out over patches), `iterations` of one set of maps, `layers` of a set each, `shared` W_Q = W_K,
@@ -56,10 +59,15 @@ class SimPool(Several):
         layer_norm: str = "kv",
         k: int = 1,
         reduce: str = "max_logit",
+        learn_gamma: bool = False,
+        gamma_max: float | None = None,
+        gamma_lr: float = 1.0,
     ):
         super().__init__(dim, k, reduce)
         if gamma is not None and gamma <= 0:
             raise UserError(f"pooling.gamma={gamma} is not above 0: choose 1.25 for transformers, 2 for convolutions, or null for a plain mean")
+        self.learn_gamma, self.gamma_max, self.gamma_lr = learn_gamma, gamma_max, gamma_lr
+        self._check_learned(gamma)
         self.gamma, self.num_heads, self.min_scope = gamma, self.heads_of(num_heads), self.chosen("min_scope", min_scope, ("image", "batch"))
         self.weight_start, self.init = weight_start and self.chosen("weight_start", weight_start, STARTS), self.chosen("init", init, INITS)
         self.similarity, self.normalise = self.chosen("similarity", similarity, SIMILARITIES), self.chosen("normalise", normalise, NORMALISATIONS)
@@ -70,6 +78,8 @@ class SimPool(Several):
         for name in linear:
             self._add_map(self, name)
         self.beta = nn.Parameter(torch.zeros(1)) if beta and gamma is not None else None
+        self.exponent = nn.Parameter(torch.full((1,), float(gamma))) if learn_gamma else None
+        self.lr_factors = {"exponent": gamma_lr} if learn_gamma else {}
         if init == "learned":
             self.start = nn.Parameter(torch.randn(1, 1, dim) * 0.02)
         if layers > 1:
@@ -78,6 +88,24 @@ class SimPool(Several):
                 for name in linear:
                     self._add_map(each, name)
         self.usual = (init, similarity, normalise, iterations, layers, shared, linear, layer_norm, k) == ("gap", "dot", "softmax", 1, 1, False, "qk", "kv", 1)
+
+    def _check_learned(self, gamma: float | None) -> None:
+        if not self.learn_gamma:
+            for key, value, usual in (("gamma_max", self.gamma_max, None), ("gamma_lr", self.gamma_lr, 1.0)):
+                if value != usual:
+                    raise UserError(f"pooling.{key}={value} is of a learned gamma, and pooling.learn_gamma is false: set it to true, or leave {key} out")
+            return
+        highest = math.inf if self.gamma_max is None else self.gamma_max
+        if gamma is None or not LEAST <= gamma <= highest:
+            raise UserError(f"pooling.gamma={gamma} cannot be where pooling.learn_gamma begins: choose from {LEAST} to {'any' if self.gamma_max is None else f'gamma_max={highest}'}, such as 2")
+        if self.gamma_lr <= 0:
+            raise UserError(f"pooling.gamma_lr={self.gamma_lr} is not above 0: choose 0.1, or pooling.learn_gamma=false for a gamma that stands still")
+
+    def power(self, dtype: torch.dtype) -> float | Tensor | None:
+        """The exponent in use: gamma, or [1] of the weight within its bounds."""
+        if self.exponent is None:
+            return self.gamma
+        return Within.apply(self.exponent.to(dtype), LEAST, math.inf if self.gamma_max is None else self.gamma_max)
 
     def _check(self) -> None:
         for key in ("iterations", "layers"):
@@ -119,8 +147,9 @@ class SimPool(Several):
             return Pooled(self._weigh(attention, normed), attention)
         values = self._lifted(normed)
         top = values.detach().amax(dim=1, keepdim=True)  # a scale that cancels: no power of a large gamma under- or overflows
-        mean = self._weigh(attention, (values / top).pow(self.gamma)).clamp_min(torch.finfo(x.dtype).tiny)
-        mean = mean.pow(1 / self.gamma) * top[:, 0]
+        gamma = self.power(x.dtype)
+        mean = self._weigh(attention, (values / top).pow(gamma)).clamp_min(torch.finfo(x.dtype).tiny)
+        mean = mean.pow(1 / gamma) * top[:, 0]
         return Pooled(mean if self.beta is None else mean + self.beta.to(x.dtype), attention)
 
     def _lifted(self, values: Tensor) -> Tensor:
@@ -161,7 +190,7 @@ class SimPool(Several):
                 similarity=getattr(framework, self.similarity),
                 attention=normalise,
                 value=value if self.gamma is None else lambda x, *_: self._lifted(value(x)),
-                f=torch.matmul if self.gamma is None else lambda a, v: power_mean(a, v, self.gamma),
+                f=torch.matmul if self.gamma is None else lambda a, v: power_mean(a, v, self.power(v.dtype)),
                 update=framework.same if self.num_heads == 1 else gather,
                 iterations=self.iterations,
                 fixed=True,
@@ -175,3 +204,21 @@ class SimPool(Several):
         if self.init == "learned":
             return self.start.to(x.dtype).expand(len(x), -1, -1)
         return framework.average(x) if self.init == "gap" else framework.by_energy(x)
+
+
+class Within(torch.autograd.Function):
+    """A tensor brought between two numbers; beyond one of them a gradient passes if a step against it leads back, so that nothing is stuck there."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, low: float, high: float) -> Tensor:
+        """x, clamped."""
+        ctx.save_for_backward(x)
+        ctx.bounds = low, high
+        return x.clamp(low, high)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, given: Tensor) -> tuple[Tensor, None, None]:
+        """The gradient, or 0 where it leads further out."""
+        (x,), (low, high) = ctx.saved_tensors, ctx.bounds
+        return torch.where(((x >= high) & (given < 0)) | ((x <= low) & (given > 0)), 0, given), None, None

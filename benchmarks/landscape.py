@@ -1,8 +1,8 @@
 """The landscape of poolings on real images: `python -m benchmarks.landscape --packs ../shared/data --out docs/results/landscape_cpu.json`.
 
 Packs are cifar10-jpeg-small and imagenette224-core, with --profile gpu tinyimagenet100; they are unpacked into --work. Every pooling is trained
-by the library's own loop from a recipe beside this file, three seeds each; only pooling and seed differ. Seeds go round before
-poolings repeat, each finished run is written into the JSON at once, and the same command goes on where it was cut; after
+by the library's own loop from a recipe beside this file, three seeds each; only pooling and seed differ. --profile map does so for the
+steps from average pooling to MAP. Seeds go round before poolings repeat, each finished run is written into the JSON at once, and the same command goes on where it was cut; after
 --minutes no further run begins. --processes runs as many side by side, one thread each. Then, or with --report alone, a
 table (.md) and a plot (.png) are written beside the JSON. --miniature does all that with a few steps, to see that it works.
 """
@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import multiprocessing
 import os
 import platform
@@ -19,7 +20,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from dataclasses import dataclass
 from datetime import date
@@ -28,74 +29,99 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent / "ssl"))
 
-LANDSCAPE = ("gap", "max", "gap_max", "gem", "lse", "how", "otk", "kmeans", "slot", "se", "cbam", "ge", "vit", "cait", "simpool")
+# SimPool's exponent of convolutional networks; with CaiT's own 1e-5 a run of minutes ends at chance, its token not having seen the image
+OPTIONS = {"simpool": ("pooling.gamma=2.0",), "cait": ("pooling.layer_scale=0.1",)}
+LANDSCAPE = {
+    name: (f"pooling.name={name}", *OPTIONS.get(name, ()))
+    for name in ("gap", "max", "gap_max", "gem", "lse", "how", "otk", "kmeans", "slot", "se", "cbam", "ge", "vit", "cait", "simpool")
+}
 # the paper's figures are those of ResNet-18 on a fifth of ImageNet-1k, 100 epochs (pooling.md 2.2)
 PAPER = {"gap": 55.0, "max": 53.9, "gem": 55.9, "lse": 55.3, "how": 54.8, "otk": 55.9, "kmeans": 55.4, "slot": 56.7, "se": 55.7, "cbam": 55.6, "vit": 56.1,
          "cait": 56.7, "simpool": 57.1}  # fmt: skip
-# SimPool's exponent of convolutional networks; with CaiT's own 1e-5 a run of minutes ends at chance, its token not having seen the image
-OPTIONS = {"simpool": ("pooling.gamma=2.0",), "cait": ("pooling.layer_scale=0.1",)}
+ONE = ("classifier.groups=1", "classifier.tokens=1", "classifier.average=null", "classifier.intra=0", "classifier.inter=0")
+STEPS_OF_MAP = {
+    "gap": ("classifier=linear",),
+    "cap": (*ONE, "classifier.layers=[3]", "classifier.gram=false", "classifier.gram_width=null", "classifier.gram_groups=null", "classifier.dim=128", "classifier.embed=128", "classifier.heads=4"),
+    "token": ONE,
+    "tokens": ("classifier.intra=0", "classifier.inter=0"),
+    "intra": ("classifier.inter=0",),
+    "inter": (),
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Experiment:
-    """Poolings trained alike: a recipe beside this file, the pack it reads, what is changed, and the number of a report that is told."""
+    """Rows trained alike: a recipe beside this file, the pack it reads, what is changed for all and for each row, the number of a report that is
+    told, the part of the network whose weights are counted, and what a paper has for the rows."""
 
     title: str
     recipe: str
     pack: str
     words: tuple[str, ...]
-    poolings: tuple[str, ...]
-    report: str
-    number: str
+    rows: Mapping[str, tuple[str, ...]]
+    report: str = "top1"
+    number: str = "top1"
+    part: str = "pooling"
+    paper: tuple[str, Mapping[str, float]] | None = ("ImageNet-20 %", PAPER)
     seeds: tuple[int, ...] = (0, 1, 2)
 
 
-CIFAR = Experiment("CIFAR-10 at 32 px, ResNet of 3 blocks", "landscape_supervised", "cifar10-jpeg-small", ("train.epochs=2",), LANDSCAPE, "top1", "top1")
+CIFAR = Experiment("CIFAR-10 at 32 px, ResNet of 3 blocks", "landscape_supervised", "cifar10-jpeg-small", ("train.epochs=2",), LANDSCAPE)
 IMAGENETTE = Experiment(
     "Imagenette at 64 px, ResNet of 3 blocks", "landscape_supervised", "imagenette224-core",
-    ("train.epochs=4", "train.batch_size=32", "data.per_class=160", "data.side=72", "augment.size=64", "augment.scale=[0.35,1.0]", "backbone.output_stride=16", "evaluate.crop_pct=0.889"), LANDSCAPE, "top1", "top1",
+    ("train.epochs=4", "train.batch_size=32", "data.per_class=160", "data.side=72", "augment.size=64", "augment.scale=[0.35,1.0]", "backbone.output_stride=16", "evaluate.crop_pct=0.889"), LANDSCAPE,
 )  # fmt: skip
-DINO = Experiment("CIFAR-10 at 32 px, DINO, ViT of 3 blocks", "landscape_dino", "cifar10-jpeg-small", (), ("cls", "gap", "simpool"), "knn", "pooled_top1_k20")
+DINO = Experiment(
+    "CIFAR-10 at 32 px, DINO, ViT of 3 blocks", "landscape_dino", "cifar10-jpeg-small", (), {name: (f"pooling.name={name}",) for name in ("cls", "gap", "simpool")},
+    "knn", "pooled_top1_k20", paper=None,
+)  # fmt: skip
+MAP = Experiment(
+    "CIFAR-10 at 32 px, ResNet of 3 blocks, MAP step by step", "landscape_map", "cifar10-jpeg-small", (), STEPS_OF_MAP,
+    part="classifier", paper=("ImageNet, ResNet-50", {"gap": 77.1, "cap": 78.5, "token": 78.5, "intra": 80.2, "inter": 80.7}),
+)  # fmt: skip
 TINY = Experiment(
     "Tiny-ImageNet-100 at 64 px, ResNet-18", "landscape_supervised", "tinyimagenet100",
     ("train.epochs=40", "train.batch_size=256", "augment.size=64", "augment.scale=[0.25,1.0]", "augment.jitter=0.4", "augment.smoothing=0.1",
      "backbone.channels=[64,128,256,512]", "backbone.layers=[2,2,2,2]", "backbone.output_stride=8", "optimizer.lr=0.1", "optimizer.warmup_epochs=2",
-     "train.precision=auto", "speed.workers=auto"), LANDSCAPE, "top1", "top1",
+     "train.precision=auto", "speed.workers=auto"), LANDSCAPE,
 )  # fmt: skip
-PROFILES = {"cpu": {"cifar": CIFAR, "imagenette": IMAGENETTE, "dino": DINO}, "gpu": {"tinyimagenet": TINY}}
+PROFILES = {"cpu": {"cifar": CIFAR, "imagenette": IMAGENETTE, "dino": DINO}, "map": {"steps": MAP}, "gpu": {"tinyimagenet": TINY}}
+FEW = ("data.per_class=12", "train.steps=2", "train.batch_size=8", "optimizer.warmup_epochs=0")
 SMALL = {
-    "landscape_supervised": ("data.per_class=12", "train.steps=2", "train.batch_size=8", "optimizer.warmup_epochs=0", "backbone.channels=[8,8,8]", "speed.workers=0"),
-    "landscape_dino": ("data.per_class=12", "train.steps=2", "train.batch_size=8", "optimizer.warmup_epochs=0", "backbone.embed_dim=16", "backbone.depth=1", "head.prototypes=16"),
+    "landscape_supervised": (*FEW, "backbone.channels=[8,8,8]", "speed.workers=0"),
+    "landscape_map": (*FEW, "speed.workers=0"),
+    "landscape_dino": (*FEW, "backbone.embed_dim=16", "backbone.depth=1", "head.prototypes=16"),
 }
+PARTS = {"pooling": "student.encoder.pooling.", "classifier": "student.head."}
 
 
 @dataclass(frozen=True)
 class Task:
-    """One run: an experiment's pooling and seed."""
+    """One run: an experiment's row and seed."""
 
     experiment: str
-    pooling: str
+    row: str
     seed: int
     recipe: str
     words: tuple[str, ...]
     report: str
+    part: str
 
     @property
     def key(self) -> str:
         """What names its result in the JSON."""
-        return f"{self.experiment}/{self.pooling}/{self.seed}"
+        return f"{self.experiment}/{self.row}/{self.seed}"
 
 
-def tasks(profile: str, packs: dict[str, Path], seeds: int | None = None, poolings: tuple[str, ...] | None = None, miniature: bool = False) -> Iterator[Task]:
-    """All runs of a profile: a seed of every experiment and pooling, then the next seed."""
+def tasks(profile: str, packs: dict[str, Path], seeds: int | None = None, rows: tuple[str, ...] | None = None, miniature: bool = False) -> Iterator[Task]:
+    """All runs of a profile: a seed of every experiment and row, then the next seed."""
     for seed in range(3 if seeds is None else seeds):
         for name, each in PROFILES[profile].items():
-            for pooling in each.poolings:
-                if seed in each.seeds and (poolings is None or pooling in poolings):
-                    gamma = OPTIONS.get(pooling, ()) if each.recipe == "landscape_supervised" else ()
+            for row, own in each.rows.items():
+                if seed in each.seeds and (rows is None or row in rows):
                     small = SMALL[each.recipe] if miniature else ()
-                    words = ("data.name=benchmarks.kept:Kept", f"data.path={packs[each.pack]}", f"seed={seed}", f"pooling.name={pooling}", *gamma, *each.words, *small)
-                    yield Task(name, pooling, seed, str(HERE / f"{each.recipe}.yaml"), words, each.report)
+                    words = ("data.name=benchmarks.kept:Kept", f"data.path={packs[each.pack]}", f"seed={seed}", *own, *each.words, *small)
+                    yield Task(name, row, seed, str(HERE / f"{each.recipe}.yaml"), words, each.report, each.part)
 
 
 def run(task: Task, work: str) -> dict:
@@ -113,19 +139,28 @@ def run(task: Task, work: str) -> dict:
     maskwise.train(recipe, out=folder, quiet=True)
     lines = read_metrics(folder / "metrics.jsonl")
     steps = [line for line in lines if "loss" in line]
-    pooling = maskwise.load(folder).pooling
     line = {
         "numbers": next(line["numbers"] for line in reversed(lines) if line.get("report") == task.report), "loss": steps[-1]["loss"], "steps": steps[-1]["step"],
-        "pooling_parameters": sum(parameter.numel() for parameter in pooling.parameters()), "seconds": round(time.perf_counter() - begin, 1),
+        f"{task.part}_parameters": weights(folder, PARTS[task.part]), "seconds": round(time.perf_counter() - begin, 1),
         "batch_size": recipe.train.batch_size, "recipe_hash": recipe.hash(), "device": "cuda" if torch.cuda.is_available() else "cpu",
     }  # fmt: skip
     shutil.rmtree(folder)
     return line
 
 
-def measure(todo: list[Task], out: Path, work: Path, processes: int, minutes: float | None) -> int:
+def weights(folder: Path, part: str) -> int:
+    """How many learned numbers a run's last checkpoint has under a name."""
+    from safetensors import safe_open
+
+    last = folder / "checkpoints" / (folder / "checkpoints" / "last").read_text().strip()
+    with safe_open(last / "model.safetensors", "np") as held:
+        names = [name for name in held.keys() if name.startswith(part) and not name.endswith(("running_mean", "running_var", "num_batches_tracked"))]
+        return sum(math.prod(held.get_slice(name).get_shape()) for name in names)
+
+
+def measure(todo: list[Task], out: Path, work: Path, processes: int, minutes: float | None, profile: str = "cpu") -> int:
     """Run what the JSON lacks, `processes` at a time; each result is kept as it comes -> how many are left."""
-    found = read(out)
+    found = read(out, profile)
     waiting = [task for task in todo if task.key not in found["runs"]]
     begin = time.monotonic()
     before = found.get("minutes", 0.0)
@@ -148,7 +183,7 @@ def measure(todo: list[Task], out: Path, work: Path, processes: int, minutes: fl
     return len(waiting)
 
 
-def read(out: Path) -> dict:
+def read(out: Path, profile: str = "cpu") -> dict:
     """What was measured before, or the beginning of it."""
     if out.is_file():
         return json.loads(out.read_text())
@@ -157,7 +192,7 @@ def read(out: Path) -> dict:
     from maskwise.run_record import commit
 
     versions = {"python": platform.python_version(), "torch": torch.__version__, "platform": platform.machine()}
-    return {"date": str(date.today()), "command": "python -m benchmarks.landscape", "commit": commit(), "versions": versions, "runs": {}}
+    return {"date": str(date.today()), "command": f"python -m benchmarks.landscape --profile {profile}", "commit": commit(), "versions": versions, "runs": {}}
 
 
 def keep(found: dict, out: Path) -> None:
@@ -176,21 +211,20 @@ def told(found: dict, profile: str) -> str:
         if not rows:
             continue
         what = "k-NN (k = 20) of the teacher" if each.report == "knn" else "top-1"
-        parts += ["", f"## {each.title}", "", f"| pooling | {what}, % | spread | seeds | weights of the pooling | seconds | paper, ImageNet-20 % |", "|---|---|---|---|---|---|---|"]
-        for pooling, values in sorted(rows.items(), key=lambda row: -statistics.mean(row[1])):
-            lines = [found["runs"][f"{name}/{pooling}/{seed}"] for seed in each.seeds if f"{name}/{pooling}/{seed}" in found["runs"]]
-            published = PAPER.get(pooling, "-") if each.report == "top1" else "-"
+        heads = [each.part, f"{what}, %", "spread", "seeds", f"weights of the {each.part}", "seconds", *([f"paper, {each.paper[0]}"] if each.paper else [])]
+        parts += ["", f"## {each.title}", "", "| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
+        for row, values in sorted(rows.items(), key=lambda row: -statistics.mean(row[1])):
+            lines = [found["runs"][f"{name}/{row}/{seed}"] for seed in each.seeds if f"{name}/{row}/{seed}" in found["runs"]]
             seconds = statistics.mean(line["seconds"] for line in lines)
-            parts.append(
-                f"| `{pooling}` | {statistics.mean(values):.2f} | {(max(values) - min(values)) / 2:.2f} | {len(values)} | {lines[0]['pooling_parameters']:,} | {seconds:.0f} | {published} |"
-            )
+            cells = [f"`{row}`", f"{statistics.mean(values):.2f}", f"{(max(values) - min(values)) / 2:.2f}", len(values), f"{lines[0][f'{each.part}_parameters']:,}", f"{seconds:.0f}"]
+            parts.append("| " + " | ".join(map(str, [*cells, *([each.paper[1].get(row, "-")] if each.paper else [])])) + " |")
     return "\n".join(parts) + "\n"
 
 
 def samples(found: dict, name: str, each: Experiment) -> dict[str, list[float]]:
-    """The numbers of every pooling of an experiment, a seed each."""
-    rows = {pooling: [found["runs"][key]["numbers"][each.number] for seed in each.seeds if (key := f"{name}/{pooling}/{seed}") in found["runs"]] for pooling in each.poolings}
-    return {pooling: values for pooling, values in rows.items() if values}
+    """The numbers of every row of an experiment, a seed each."""
+    rows = {row: [found["runs"][key]["numbers"][each.number] for seed in each.seeds if (key := f"{name}/{row}/{seed}") in found["runs"]] for row in each.rows}
+    return {row: values for row, values in rows.items() if values}
 
 
 def report(out: Path, profile: str) -> None:
@@ -217,7 +251,7 @@ def main(words: list[str] | None = None) -> int:
     parser.add_argument("--processes", type=int, default=1, help="runs side by side, one thread each (default: %(default)s)")
     parser.add_argument("--minutes", type=float, help="begin no run after that long (default: all)")
     parser.add_argument("--seeds", type=int, help="how many of the three (default: all)")
-    parser.add_argument("--poolings", help="only these, such as gap,simpool")
+    parser.add_argument("--rows", help="only these, such as gap,simpool")
     parser.add_argument("--work", type=Path, default=Path(tempfile.gettempdir()) / "maskwise-landscape", help="where packs and unfinished runs lie (default: %(default)s)")
     parser.add_argument("--miniature", action="store_true", help="two steps of a tiny network each")
     parser.add_argument("--report", action="store_true", help="measure nothing")
@@ -227,12 +261,12 @@ def main(words: list[str] | None = None) -> int:
         if given.packs is None:
             parser.error("give --packs FOLDER, or --report for what is measured already")
         os.environ.setdefault("OMP_NUM_THREADS", "1")
-        chosen = tuple(given.poolings.split(",")) if given.poolings else None
+        chosen = tuple(given.rows.split(",")) if given.rows else None
         from benchmarks.evaluate_packs import unpack
 
         packs = {each.pack: unpack(given.packs / f"{each.pack}.tar.xz", given.work).resolve() for each in PROFILES[given.profile].values()}
         todo = list(tasks(given.profile, packs, given.seeds, chosen, given.miniature))
-        left = measure(todo, given.out, given.work, given.processes, given.minutes)
+        left = measure(todo, given.out, given.work, given.processes, given.minutes, given.profile)
     report(given.out, given.profile)
     print(f"{given.out.with_suffix('.md')}: " + (f"{left} runs left; the same command goes on" if left else "complete"))
     return 0

@@ -29,11 +29,22 @@ def test_every_task_is_a_recipe_that_can_be_built(packs, monkeypatch):
     cpu, gpu = (list(landscape.tasks(profile, packs)) for profile in ("cpu", "gpu"))
     assert len(cpu) == 3 * (15 + 15 + 3) and len(gpu) == 45 and len({task.key for task in cpu + gpu}) == len(cpu + gpu)
     assert set(landscape.LANDSCAPE) == set(POOLINGS) - {"cls", "map"} and [task.seed for task in cpu] == sorted(task.seed for task in cpu)
-    first = [task for task in cpu + gpu if task.seed == 0 and task.pooling in ("cls", "gap", "simpool")]
+    first = [task for task in cpu + gpu if task.seed == 0 and task.row in ("cls", "gap", "simpool")]
     for task in first:
         recipe = read_recipe(task.recipe, *task.words)
-        assert recipe.pooling.name == task.pooling and recipe.seed == 0 and recipe.data.arguments["path"] == str(packs["cifar10-jpeg-small"])
-    assert read_recipe(next(task for task in gpu if task.pooling == "simpool").recipe, *gpu[14].words).pooling.keywords()["gamma"] == 2.0
+        assert recipe.pooling.name == task.row and recipe.seed == 0 and recipe.data.arguments["path"] == str(packs["cifar10-jpeg-small"])
+    assert read_recipe(next(task for task in gpu if task.row == "simpool").recipe, *gpu[14].words).pooling.keywords()["gamma"] == 2.0
+
+
+def test_the_steps_of_map_are_six_classifiers_on_one_network(packs, monkeypatch):
+    monkeypatch.setenv("MASKWISE_MODULES", "benchmarks.kept")
+    steps = list(landscape.tasks("map", packs))
+    assert len(steps) == 18 and len({task.key for task in steps}) == 18
+    recipes = {task.row: read_recipe(task.recipe, *task.words) for task in steps if task.seed == 1}
+    assert recipes["gap"].classifier.name == "linear" and len({recipe.seed for recipe in recipes.values()}) == 1
+    distilled = {row: tuple(recipe.classifier.keywords()[key] for key in ("tokens", "intra", "inter")) for row, recipe in recipes.items() if row != "gap"}
+    assert distilled == {"cap": (1, 0, 0), "token": (1, 0, 0), "tokens": (4, 0, 0), "intra": (4, 1.0, 0), "inter": (4, 1.0, -0.8)}
+    assert len({repr((recipe.backbone, recipe.optimizer, recipe.train, recipe.augment)) for recipe in recipes.values()}) == 1
 
 
 def test_the_small_network_is_within_its_budget():

@@ -96,7 +96,7 @@ def map_arguments(backbone, size: list[int], own: dict, channels: int) -> dict:
     anatomy = ANATOMIES[backbone.kind]
     if backbone.class_token is False and "class_token" in anatomy.TAKES:
         raise UserError(f"timm's {backbone.name} always has a class token: keep the run folder, which `maskwise.load` reads")
-    free = {"strict_img_size": False} if "strict_img_size" in anatomy.PLAIN else {}
+    free = {key: anatomy.PLAIN[key] for key in ("strict_img_size", "head_hidden_size") if key in anatomy.PLAIN}
     return {
         "global_pool": getattr(anatomy, "POOL", "avg"),
         **({"img_size": size[0] if size[0] == size[1] else size, **free} if "image_size" in anatomy.TAKES else {}),

@@ -1,4 +1,4 @@
-"""Convolutional networks, Swin, PiT and MLPs as backbones: maps, stage after stage, the last one read as patches."""
+"""Convolutional networks, Swin, MaxViT, PiT and MLPs as backbones: maps, stage after stage, the last one read as patches."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from maskwise.nn.weights import load_maps
 
 
 class MapBackbone(Backbone):
-    """A ResNet, ConvNeXt, EfficientNet or MobileNet, Swin, PiT, ResMLP or MLP-Mixer under timm's own names: patches are the places of the last map, row by row; no prefix, no keys.
+    """A ResNet, ConvNeXt, EfficientNet or MobileNet, Swin, MaxViT, PiT, ResMLP or MLP-Mixer under timm's own names: patches are the places of the last map, row by row; no prefix, no keys.
 
     `layers` index the stem (0) and the stages; each comes raw, [B, C, H, W], before the final norm, which ResNets lack. MLPs have one stage.
     """
@@ -60,6 +60,8 @@ class MapBackbone(Backbone):
                 f"images of {by(image_hw)} pixels do not pass {self.name}, which mixes the patches of {by(self.image_size)} and of no other size: "
                 "resize them, set backbone.image_size, and have no local crops (crops.local_number=0)"
             )
+        if hasattr(ANATOMIES[self.kind], "check"):
+            ANATOMIES[self.kind].check(self, tuple(image_hw))
 
     def forward(
         self,

@@ -17,16 +17,16 @@ ready_torchvision()
 import timm  # noqa: E402
 from timm.layers import PatchEmbed  # noqa: E402
 
-from maskwise.nn import convnext, eva, mlp, mobilenet, pit, resnet, swin, vit  # noqa: E402
+from maskwise.nn import convnext, eva, maxvit, mlp, mobilenet, pit, resnet, swin, vit  # noqa: E402
 
 ANATOMIES = {
     "VisionTransformer": vit, "Eva": eva, "ResNet": resnet, "ConvNeXt": convnext, "SwinTransformer": swin, "PoolingVisionTransformer": pit, "MlpMixer": mlp,
-    "EfficientNet": mobilenet,
+    "EfficientNet": mobilenet, "MaxxVit": maxvit,
 }  # fmt: skip
 # timm's files that hold models of these classes
 SOURCES = {
     "vision_transformer": vit, "deit": vit, "eva": eva, "resnet": resnet, "convnext": convnext, "swin_transformer": swin, "pit": pit, "mlp_mixer": mlp,
-    "efficientnet": mobilenet,
+    "efficientnet": mobilenet, "maxxvit": maxvit,
 }  # fmt: skip
 FALLBACK = "vit_small_patch16_224"
 OWN_NAMES = {
@@ -160,6 +160,9 @@ def misfit(model) -> str | None:
             return f"its blocks are {type(block).__name__}"
         if hasattr(block, "attn") and type(block.attn) not in anatomy.ATTENTIONS:
             return f"its attention is {type(block.attn).__name__}"
+        for name, kinds in getattr(anatomy, "PIECES", {}).items():
+            if type(getattr(block, name)) not in kinds:
+                return f"its blocks are made of {type(getattr(block, name)).__name__}"
     if hasattr(model, "patch_embed") and type(model.patch_embed) not in getattr(anatomy, "STEMS", (PatchEmbed,)):
         return f"its stem is {type(model.patch_embed).__name__}"
     return None
@@ -177,6 +180,6 @@ def refuse(name: str, reason: str | None) -> None:
         return
     near = (each for each in difflib.get_close_matches(name, candidates(), 8, 0.6) if misfit(shallow(each)) is None)
     raise UserError(
-        f"{name} is not supported: {reason}; backbones are VisionTransformer and Eva models of plain blocks on a PatchEmbed stem, ResNet, ConvNeXt, EfficientNet (MobileNet V1, V2), Swin, PiT, ResMLP and MLP-Mixer, "
+        f"{name} is not supported: {reason}; backbones are VisionTransformer and Eva models of plain blocks on a PatchEmbed stem, ResNet, ConvNeXt, EfficientNet (MobileNet V1, V2), Swin, MaxViT, PiT, ResMLP and MLP-Mixer, "
         f"the nearest is {next(near, FALLBACK)}"
     )

@@ -232,7 +232,7 @@ def export(words: list[str]) -> int:
 
 
 def convert(words: list[str]) -> int:
-    """turn a file of DINO, iBOT, AttMask, SimPool, timm, DINOv2 or DINOv3 into a folder of ours, and back"""
+    """turn a file of DINO, iBOT, AttMask, SimPool, MAP, timm, DINOv2 or DINOv3 into a folder of ours, and back"""
     parser = Parser("maskwise convert", description="Read any model that is known here and write a folder of ours, or a file in another layout. key=value: num_heads, "
                     "gamma, name, position and the other overrides of maskwise.load.")  # fmt: skip
     parser.add_argument("model", metavar="FILE", help="a weights file, a run folder or an exported folder")

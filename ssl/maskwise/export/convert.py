@@ -18,7 +18,7 @@ def convert(path, to, *, layout: str | None = None, source_layout: str | None = 
     """Read `path` (anything that `load` reads) and write `to`: a folder of ours, or a file in `layout`; returns what to print.
 
     `source_layout` and `overrides` as in `load`. A folder keeps student, teacher, heads and centers beside the exported
-    teacher; `weights` ("teacher" or "student") takes that network alone. Every key is accounted for.
+    teacher, and its classifier, where the file is one of MAP; `weights` ("teacher" or "student") takes that network alone. Every key is accounted for.
     Raises UserError when keys do not fit, a layout has no place for the network, or nothing can be written.
     """
     to = Path(to)
@@ -35,11 +35,13 @@ def convert(path, to, *, layout: str | None = None, source_layout: str | None = 
     source = layouts.read(path, layout=source_layout, **overrides)
     for role in source.networks:
         source.encoder(role)  # every copy is complete, or this says what is not
-    lines = [f"read     {path} as {source.layout}", *(source.everything() if weights is None else source.taken(weights)).lines()]
+    lines = [f"read     {path} as {source.layout}", *(source.everything() if weights is None else source.taken(weights, classifier=True)).lines()]
+    lines += [f"note     {text}" for text in source.notes]
     if not as_file:
         write_folder(source, to, weights, overrides)
         return [*lines, f"wrote    {to}"]
     content, left = written(source, layout, weights)
+    left |= {f"classifier ({layout} has none)": list(held.state) for held in source.classifiers.values()}
     legacy.save(content, to)
     lines += [f"left out {name}: {', '.join(keys[:4])}" + (f" and {len(keys) - 4} more" if len(keys) > 4 else "") for name, keys in left.items()]
     return [*lines, *(f"note     {text}" for text in untold(source, layout, content)), f"wrote    {to} as {layout}"]
@@ -59,7 +61,7 @@ def write_folder(source: Source, folder: Path, weights: str | None, overrides: d
     more = {} if weights is not None else {key: value for key, value in tensors_of(source).items() if not key.startswith(f"{role}.encoder.")}
     named = {key.replace(f"{ONLY}.", "teacher.", 1) if key.startswith(f"{ONLY}.") else key: value for key, value in more.items()}
     about = About(name=folder.resolve().name, weights="teacher" if role == ONLY else role)
-    exports.write(encoder, folder, about=about, training=named)
+    exports.write(encoder, folder, about=about, training=named, classifier=source.classifiers.get(role))
 
 
 def untold(source: Source, layout: str, content: dict) -> list[str]:

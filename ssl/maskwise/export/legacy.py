@@ -10,9 +10,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from maskwise.export import heads as head_keys, map_files
+from maskwise.export import heads as head_keys, map_files, map_heads
 from maskwise.export.pickles import arguments
-from maskwise.export.source import ONLY, Source
+from maskwise.export.source import ONLY, Source, build
+from maskwise.export.specs import told
 from maskwise.functional.errors import UserError
 from maskwise.nn import convnext, swin
 from maskwise.nn.backbone import Backbone
@@ -35,7 +36,11 @@ def read(content: dict, path: Path, layout: str | None, overrides: dict) -> Sour
     """
     states, unused = states_of(content, path)
     states = {role: aliased(state, overrides.get("alias", ()), path) for role, state in states.items()}
+    maps = {role: taken for role, state in states.items() if (taken := map_heads.take(state))}
     kind = map_files.family(next(iter(states.values())))
+    if maps and kind not in map_heads.FAMILIES:
+        first = next(iter(next(iter(states.values()))), "nothing")
+        raise UserError(f"{path} has a MAP head over a network that is not known here (its first key: {first}): heads are read over {' and '.join(map_heads.FAMILIES)}")
     for role in states if kind else ():
         states[role], left = map_files.renamed(states[role], kind)
         group(unused, "buffers and auxiliary norms", left, role)
@@ -51,17 +56,29 @@ def read(content: dict, path: Path, layout: str | None, overrides: dict) -> Sour
     for role, state in states.items() if kind is None else ():
         refuse_networks(state, path)
         drop_unread_row(state, unused, role)
+    filled = [key for role in maps for key in map_heads.fill_norm(states[role])][:1]
     spec = (spec_of if kind is None else partial(map_spec_of, kind))(next(iter(states.values())), pooling, args, order, overrides, path)
     if pooling and not spec["pooling"]["beta"]:
         for role, each in poolings.items():
             group(unused, "beta without gamma", take(each, lambda key: key == "beta"), role)
     raw_heads = {role: {key.removeprefix("head."): value for key, value in head.items()} for role, head in raw_heads.items() if head}
     source = Source(
-        str(path), layout or guessed(content, states, pooling), spec,
+        str(path), layout or ("map" if maps else guessed(content, states, pooling)), spec,
         {role: {**encoder_keys(state), **{f"pooling.{key}": value for key, value in poolings[role].items()}} for role, state in states.items()},
-        unused=unused, file=path,
+        unused=unused, file=path, filled=filled,
     )  # fmt: skip
+    if maps:
+        add_maps(source, maps, path, overrides)
     return with_heads(source, raw_heads, args, content)
+
+
+def add_maps(source: Source, maps: dict[str, dict[str, Tensor]], path: Path, overrides: dict) -> None:
+    """Give a source the MAP classifiers that stood in its file; raises UserError as map_heads.read does."""
+    for role, taken in maps.items():
+        with told(path), torch.device("meta"):
+            encoder = build(source.spec, source.networks[role])
+        source.classifiers[role], index, source.notes = map_heads.read(taken, encoder, path, overrides)
+        group(source.unused, "index buffers", index, role)
 
 
 def with_heads(source: Source, raw: dict[str, dict[str, Tensor]], args: dict, content: dict) -> Source:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from maskwise.export.heads import Unfit, arguments
 from maskwise.export.specs import told
+from maskwise.export.trained_classifier import TrainedClassifier
 from maskwise.functional.errors import UserError
 from maskwise.nn.backbone import Backbone
 from maskwise.nn.encoder import Encoder, encoder_from_spec
@@ -52,7 +53,8 @@ class Source:
 
     `spec` is what `encoder_from_spec` takes (its pooling None where the file has none); `networks` and `heads` map
     "teacher", "student" or "only" to tensors under our names; `head` holds the arguments of a ProjectionHead that takes
-    them, or `headless` says why there is none; `unused` lists by group the keys that nothing here reads.
+    them, or `headless` says why there is none; `classifiers` maps to what the network learnt of labels; `unused` lists by group the keys that
+    nothing here reads, `filled` what the file lacks and nobody reads, `notes` what no tensor tells.
     """
 
     origin: str
@@ -65,6 +67,9 @@ class Source:
     centers: dict[str, Tensor] = field(default_factory=dict)
     unused: dict[str, list[str]] = field(default_factory=dict)
     file: Path | None = None
+    classifiers: dict[str, TrainedClassifier] = field(default_factory=dict)
+    filled: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
 
     def role(self, weights: str) -> str:
         """The network that is meant by "teacher" or "student"; raises UserError where there is another and not that one."""
@@ -95,19 +100,24 @@ class Source:
         with torch.device("meta"):
             return Backbone(**self.spec["backbone"]).num_heads
 
-    def taken(self, weights: str) -> Matching:
-        """What became of the keys when one network is taken and the rest left."""
+    def taken(self, weights: str, classifier: bool = False) -> Matching:
+        """What became of the keys when one network, or it and its `classifier`, is taken and the rest left."""
         role = self.role(weights)
         others = {f"the {other}": list(state) for other, state in self.networks.items() if other != role}
         heads = {"projection heads": [f"{other}.head.{key}" for other, state in self.heads.items() for key in state], "centers": list(self.centers)}
         name = "encoder" if role == ONLY else role
-        return Matching({name: len(self.networks[role])}, [], {**self.unused, **others, **heads})
+        kept = {each: len(self.classifiers[each].state) for each in (role,) if classifier and each in self.classifiers}
+        left = {"classifier": [key for each, held in self.classifiers.items() if each not in kept for key in held.state]}
+        return Matching({name: len(self.networks[role]), **{"classifier": count for count in kept.values()}}, self.filled, {**self.unused, **others, **heads, **left})
 
     def everything(self) -> Matching:
         """What became of the keys when all that can be held is taken."""
         networks = {"encoder" if role == ONLY else role: len(state) for role, state in self.networks.items()}
         heads = {f"{role} head": len(state) for role, state in self.heads.items()}
-        return Matching({**networks, **heads, **({"centers": len(self.centers)} if self.centers else {})}, [], self.unused)
+        first = next(iter(self.networks))  # a folder has a place for one
+        heads |= {"classifier": len(self.classifiers[first].state)} if first in self.classifiers else {}
+        left = {"other classifiers": [f"{role}.{key}" for role, held in self.classifiers.items() if role != first for key in held.state]}
+        return Matching({**networks, **heads, **({"centers": len(self.centers)} if self.centers else {})}, self.filled, {**self.unused, **left})
 
     def sha256(self) -> str:
         """Digest of the file that the weights came from; "" where there is none."""

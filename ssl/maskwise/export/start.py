@@ -126,7 +126,7 @@ class Start:
         self.check(model.student.encoder)
         matched: dict[str, int] = {}
         missing: list[str] = []
-        unused = {name: list(keys) for name, keys in source.unused.items()}
+        unused = {name: list(keys) for name, keys in source.unused.items()} | {"classifier": [key for held in source.classifiers.values() for key in held.state]}
         networks = [role for role in ("student", "teacher") if hasattr(model, role)]
         for role in networks:
             state = source.networks[_given(source.networks, role)]

@@ -113,7 +113,7 @@ def test_sizes_that_do_not_divide_end_in_one_line():
 @pytest.mark.slow
 @pytest.mark.parametrize("name, words", [("coatnet_nano_rw_224", "MbConvBlock"), ("maxvit_tiny_pm_256", "ParallelMaxxVitBlock"), ("maxxvit_rmlp_nano_rw_256", "made of ConvNeXtBlock")])
 def test_other_networks_of_the_class_are_refused(name, words):
-    with pytest.raises(UserError, match=f"^{name} is not supported: its blocks are {words}; backbones are .* the nearest is (max|conv)"):
+    with pytest.raises(UserError, match=f"^{name} is not supported: its blocks are {words}; backbones are .* the nearest is "):
         Backbone(name)
 
 

@@ -10,7 +10,7 @@ from maskwise.nn import timm_models
 import timm  # after maskwise.nn, which readies it
 
 PINNED = "1.0.31"
-SUPPORTED = {"VisionTransformer": 165, "Eva": 65, "ResNet": 81, "ConvNeXt": 31, "SwinTransformer": 9, "PoolingVisionTransformer": 8, "MlpMixer": 12}
+SUPPORTED = {"VisionTransformer": 165, "Eva": 65, "ResNet": 81, "ConvNeXt": 31, "SwinTransformer": 9, "PoolingVisionTransformer": 8, "MlpMixer": 12, "EfficientNet": 109, "MaxxVit": 27}
 REFUSED = {
     "its class is VisionTransformerDistilled": 4,
     "its blocks are ParallelThingsBlock": 2,
@@ -19,14 +19,19 @@ REFUSED = {
     "its blocks are DiffParallelScalingBlock": 1,
     "its attention is DiffAttention": 2,
     "its blocks are SpatialGatingBlock": 3,
+    "its blocks are MbConvBlock": 22,
+    "its blocks are made of ConvNeXtBlock": 7,
+    "its blocks are ConvNeXtBlock": 1,
+    "its blocks are ParallelMaxxVitBlock": 1,
+    "its blocks are CondConvResidual": 6,
 }
 OTHER_FILES = {  # models of other families, by the file of timm that holds their classes
     "beit": 7, "byoanet": 15, "byobnet": 53, "cait": 10, "coat": 8, "convit": 3, "convmixer": 3, "cpubone": 9, "crossvit": 11,
     "csatv2": 2, "cspnet": 23, "cspnext": 5, "davit": 8, "deepseek_vit": 3, "densenet": 6, "dla": 12, "dpn": 7, "edgenext": 5, "efficientformer": 3,
-    "efficientformer_v2": 4, "efficientnet": 115, "efficientvim": 8, "efficientvit_mit": 7, "efficientvit_msra": 6, "fasternet": 6, "fastvit": 12,
+    "efficientformer_v2": 4, "efficientvim": 8, "efficientvit_mit": 7, "efficientvit_msra": 6, "fasternet": 6, "fastvit": 12,
     "focalnet": 12, "gcvit": 5, "gemma4_vit": 4, "ghostnet": 10, "hardcorenas": 6, "hgnet": 10, "hiera": 8, "hieradet_sam2": 5, "hrnet": 11,
     "iformer": 9, "inception_next": 4, "inception_resnet_v2": 1, "inception_v3": 1, "inception_v4": 1, "lcnetv2": 3, "levit": 20, "lowformer": 8,
-    "mambaout": 11, "maxxvit": 58, "metaformer": 18, "mobilenetv3": 33, "mobilenetv5": 3, "mobilevit": 10, "mvitv2": 8, "naflexvit":
+    "mambaout": 11, "metaformer": 18, "mobilenetv3": 33, "mobilenetv5": 3, "mobilevit": 10, "mvitv2": 8, "naflexvit":
     14, "nasnet": 1, "nest": 6, "nextvit": 3, "nfnet": 36, "pnasnet": 1, "pvt_v2": 7, "qwen3_vit": 9, "rdnet": 4, "regnet": 36, "repghost":
     8, "repvit": 8, "res2net": 9, "resnest": 8, "resnetv2": 20, "rexnet": 10, "selecsls": 5, "senet": 9, "sequencer": 3, "shvit": 4,
     "sknet": 5, "starnet": 7, "swiftformer": 4, "swin_transformer_v2": 12, "swin_transformer_v2_cr": 16, "tiny_vit": 5, "tnt":

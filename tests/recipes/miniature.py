@@ -17,6 +17,9 @@ MAP_SIZES = {
     "resnet": (*LARGER, "backbone.layers=[1, 1, 1, 1]", "backbone.channels=[8, 8, 8, 16]"),
     "convnext": (*LARGER, "backbone.depths=[1, 1, 1, 1]", "backbone.dims=[8, 16, 16, 24]"),
     "resmlp": ("crops.global_size=32", "backbone.image_size=32", "backbone.name=resmlp_12_224", *COMMON),
+    "pit": (*LARGER, "backbone.base_dims=[8, 8, 8]", "backbone.depth=[1, 2, 1]", "backbone.heads=[1, 2, 4]"),
+    "mobilenetv": ("crops.global_size=32", "backbone.image_size=64", "backbone.name=mobilenetv2_035", *COMMON),
+    "maxvit": ("crops.global_size=64", "backbone.image_size=64", "backbone.name=test_maxvit", *COMMON),
     "swin": (*LARGER, "backbone.depths=[2, 2, 2, 2]", "backbone.embed_dim=8", "backbone.num_heads=[1, 2, 2, 4]"),
 }
 CLASSIFIER_SIZES = {"map": ("classifier.dim=32", "classifier.embed=32", "classifier.heads=2", "classifier.gram_groups=4")}

@@ -95,7 +95,7 @@ def map_arguments(backbone, size: list[int], own: dict, channels: int) -> dict:
         raise UserError(f"timm's {backbone.name} has no stem for small images: keep the run folder, which `maskwise.load` reads")
     anatomy = ANATOMIES[backbone.kind]
     if backbone.class_token is False and "class_token" in anatomy.TAKES:
-        raise UserError(f"timm's {backbone.name} always has a class token: keep the run folder, which `maskwise.load` reads")
+        raise UserError(f"timm's {backbone.name} always has a class token: keep the run folder, which `maskwise.load` reads, or train with backbone.class_token=true")
     free = {key: anatomy.PLAIN[key] for key in ("strict_img_size", "head_hidden_size") if key in anatomy.PLAIN}
     return {
         "global_pool": getattr(anatomy, "POOL", "avg"),

@@ -27,7 +27,7 @@ METHODS = "tests/methods/test_ibot.py tests/methods/test_student_teacher.py"
 MASKING = "tests/methods/test_masking.py"
 OPTIM = "tests/engine/test_optim.py"
 TRAINER = "tests/engine/test_trainer.py"
-NN = "tests/nn"
+NN = "tests/nn/test_backbone.py"
 
 MUTANTS = {
     # interruption and disks
@@ -154,7 +154,7 @@ MUTANTS = {
         "methods/student_teacher.py", {"sample_ids.cpu().repeat(count)": "torch.arange(len(sample_ids)).repeat(count)"}, METHODS
     ),
     # pooling, schedules, optimizers
-    "batch minimum": Mutant("nn/pooling/simpool.py", {'if self.min_scope == "image" else': "if False else"}, NN),
+    "batch minimum": Mutant("nn/pooling/simpool.py", {'if self.min_scope == "image" else': "if False else"}, "tests/nn/test_simpool.py"),
     "LR starting above 0": Mutant(
         "functional/schedules.py", {"* step / max(1, warmup - 1)": "* (step + 1) / max(1, warmup)"}, "tests/functional/test_schedules.py"
     ),

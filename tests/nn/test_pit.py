@@ -184,6 +184,17 @@ def test_two_steps_of_dino(tmp_path):
     assert isinstance(encoder.backbone, MapBackbone) and encoder(images(dtype=torch.float32)).pooled.shape == (2, 32)
 
 
+@pytest.mark.slow
+def test_programs_take_any_batch_and_any_size(tmp_path):
+    """Written programs are run beside the encoder, at another size too, before they are kept."""
+    pytest.importorskip("onnxscript")
+    pytest.importorskip("onnxruntime")
+    said = []
+    maskwise.export(Encoder(tiny(), SimPool(32, gamma=1.25)).eval(), tmp_path / "out", onnx=("onnx",), say=said.append)
+    assert any("onnxruntime" in line and line.endswith("any batch, any size") for line in said), said
+
+
+@pytest.mark.slow
 def test_an_export_opens_everywhere_with_the_class_token_and_is_refused_without(tmp_path):
     """The folder is compared in timm and transformers while it is written, and comes back bit for bit."""
     encoder = Encoder(tiny(), POOLINGS["gap"](32), norm="before").eval()

@@ -108,7 +108,7 @@ def stem(model: nn.Module, images: Tensor) -> Places:
     """Images [B, C, H, W] -> embedded patches with their positions, and the class token where it is kept."""
     x = (model.patch_embed.conv(images) + table_for(model, tuple(images.shape[-2:]))).permute(0, 2, 3, 1)
     front = x.new_zeros(1, 0, x.shape[-1]) if model.cls_token is None else model.cls_token
-    return Places(front.expand(len(x), -1, -1), x)
+    return Places(front.expand(x.shape[0], -1, -1), x)
 
 
 def enter(model: nn.Module, stage: int, x: Places) -> Places:
@@ -117,7 +117,7 @@ def enter(model: nn.Module, stage: int, x: Places) -> Places:
     if pool is None:
         return x
     halved = pool.conv(to_map(x)).permute(0, 2, 3, 1)
-    return Places(pool.fc(x.front) if x.front.shape[1] else halved.new_zeros(len(halved), 0, halved.shape[-1]), halved)
+    return Places(pool.fc(x.front) if x.front.shape[1] else halved.new_zeros(halved.shape[0], 0, halved.shape[-1]), halved)
 
 
 def pass_block(block: nn.Module, x: Places, scale: Tensor | None, cache: dict) -> Places:

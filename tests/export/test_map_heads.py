@@ -10,6 +10,7 @@ from export.test_map_files import CNX, RES, body, donor, meta
 import maskwise
 from maskwise.export import convert, trained_classifier
 from maskwise.functional.errors import UserError
+from maskwise.nn.backbone import timm
 
 X = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(3))
 D, WIDTH, GROUPS, TOKENS, CLASSES, EMBED = 12, 7, 2, 2, 5, 6
@@ -161,11 +162,11 @@ def network(family):
     return model, body(meta(model.state_dict()), "head.", "norm."), [8, 8, 8, 16, 24]
 
 
-def folder_logits(folder):
+def folder_logits(folder, x=X):
     encoder = maskwise.load(folder).eval()
     classifier = trained_classifier.read(folder).on(encoder)
     with torch.no_grad():
-        return classifier(encoder(X, layers=classifier.layers)), classifier
+        return classifier(encoder(x, layers=classifier.layers)), classifier
 
 
 CASES = [
@@ -195,6 +196,62 @@ def test_a_converted_file_gives_the_logits_of_the_reference(family, options, mor
     assert f"classifier {len(classifier.state_dict())}" in text and "as map" in text
     assert ("bp_index" in text) == options.get("gram", True) and ("a guess" in text) == ("talking" not in options)
     assert ("norm.weight and norm.bias" in text) == (family == "convnext")
+
+
+def stirred(model):
+    """A timm model in eval mode, no weight and no statistic at its start."""
+    with torch.no_grad():
+        for key, value in model.state_dict().items():
+            if value.is_floating_point():
+                value.add_(torch.rand_like(value) * 0.1)
+    return model.eval()
+
+
+def mobilenet(x):
+    """The reference's MobileNet written out: no shortcuts, ReLU."""
+    state, maps, widths = {}, [], ((32,), (64,), (128, 128), (256, 256), (512,) * 6, (1024, 1024))
+
+    def layer(front, places, x, into, out, groups=1, size=1, stride=1):
+        state[f"{front}{places[0]}.weight"] = randn(out, into // groups, size, size) * 3 / (into // groups * size**2) ** 0.5
+        state.update(batch_norm(f"{front}{places[1]}", out))
+        x = F.conv2d(x, state[f"{front}{places[0]}.weight"], None, stride, size // 2, groups=groups)
+        return F.relu(F.batch_norm(x, *(state[f"{front}{places[1]}.{each}"] for each in ("running_mean", "running_var", "weight", "bias"))))
+
+    x = layer("layers.0.0.", (0, 1), x, 3, 32, size=3, stride=2)
+    before = 32
+    for stage, blocks in enumerate(widths[1:]):
+        for i, width in enumerate(blocks):
+            front = f"layers.{stage}.{i + (stage == 0)}."
+            x = layer(front, (0, 1), x, before, before, before, 3, 2 if stage and i == 0 else 1)
+            x, before = layer(front, (3, 4), x, before, width), width
+        maps.append(x)
+    return state, [64, 128, 256, 512, 1024], maps, {"front": "fc.", "several": False, "head": "plain", "averages": False, "talking": 3, "mlp_groups": 1}
+
+
+def maxvit(x):
+    """timm's MaxViT with an exact GELU."""
+    exact = {"conv_act_layer": "gelu", "transformer_act_layer": "gelu"}
+    model = stirred(timm.create_model("maxvit_tiny_tf_224", num_classes=0, img_size=64, depths=(1, 1, 1, 1), embed_dim=(32, 32, 64, 64), stem_width=8, **exact))
+    maps = [model.stem(x)]
+    for stage in model.stages:
+        maps.append(stage(maps[-1]))
+    return body(model.state_dict(), "head.", "norm."), [8, 32, 32, 64, 64], maps, {}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("made, side", [(mobilenet, 64), (maxvit, 64)])
+def test_networks_that_only_map_has_released(made, side, tmp_path):
+    torch.manual_seed(4)
+    x = torch.randn(2, 3, side, side)
+    with torch.no_grad():
+        backbone, dims, maps, more = made(x)
+        head = released(dims, **more)
+        same = {key: more[key] for key in ("front", "several", "head", "mlp_groups") if key in more}
+        expected = logits_of(head, maps, heads=more.get("talking", 1), **same)
+    torch.save(backbone | head, tmp_path / "map_x.pth.tar")
+    convert.convert(tmp_path / "map_x.pth.tar", tmp_path / "out")
+    torch.testing.assert_close(folder_logits(tmp_path / "out", x)[0], expected, atol=5e-5, rtol=1e-4)
+    assert expected.std() > 0.05 and [each.shape[1] for each in maps] == dims
 
 
 def test_back_under_the_released_names_it_is_the_file_bit_for_bit(tmp_path):
@@ -274,5 +331,5 @@ def test_a_name_of_another_time_is_told_by_an_alias(tmp_path):
 
 def test_a_network_that_is_not_known_is_refused_by_its_first_key(tmp_path):
     torch.save({"stem.0.0.weight": torch.zeros(4, 3, 3, 3), **released([8, 8, 8, 16, 24])}, tmp_path / "x.pth")
-    with pytest.raises(UserError, match=r"MAP head over a network that is not known here \(its first key: stem.0.0.weight\): heads are read over resnet and convnext"):
+    with pytest.raises(UserError, match=r"MAP head over a network that is not known here \(its first key: stem.0.0.weight\): heads are read over resnet, convnext, mobilenet, maxvit"):
         maskwise.load(tmp_path / "x.pth")

@@ -1,5 +1,9 @@
 """Every pooling through a recipe: its keys are read, a method trains on it, an export brings it back."""
 
+import inspect
+import re
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -8,6 +12,7 @@ from maskwise.nn import POOLINGS
 from maskwise.nn.encoder import encoder_from_spec
 from maskwise.recipe import read_recipe
 
+DOCS = Path(__file__).parents[2] / "docs" / "recipes.md"
 ATTENTIVE = [name for name, row in POOLINGS.items() if row.gives_attention]
 
 
@@ -62,3 +67,16 @@ def test_mistakes_end_in_one_line(words, text):
     with pytest.raises(UserError, match=text) as caught:
         read_recipe("debug/tiny", *words.split())
     assert "\n" not in str(caught.value)
+
+
+def test_the_page_has_every_row_and_every_key():
+    """docs/recipes.md names, in the row of each pooling, all of its keys and none that is not."""
+    rows = {}
+    for line in DOCS.read_text(encoding="utf-8").partition("## Poolings and their keys")[2].partition("\n## ")[0].splitlines():
+        cells = line.split("|")
+        if len(cells) == 5 and "`" in cells[1]:
+            rows |= {name: (set(re.findall(r"`(\w+)`", cells[3])), cells[2].strip()) for name in re.findall(r"`(\w+)`", cells[1])}
+    assert rows.keys() == POOLINGS.keys()
+    for name, (keys, attends) in rows.items():
+        assert keys == set(inspect.signature(POOLINGS[name]).parameters) - {"dim"}, name
+        assert (attends != "no") == POOLINGS[name].gives_attention, name

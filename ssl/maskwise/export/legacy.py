@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from maskwise.export import heads as head_keys, map_files, map_heads
+from maskwise.export import heads as head_keys, map_files, map_heads, map_networks
 from maskwise.export.pickles import arguments
 from maskwise.export.source import ONLY, Source, build
 from maskwise.export.specs import told
@@ -38,11 +38,15 @@ def read(content: dict, path: Path, layout: str | None, overrides: dict) -> Sour
     states = {role: aliased(state, overrides.get("alias", ()), path) for role, state in states.items()}
     maps = {role: taken for role, state in states.items() if (taken := map_heads.take(state))}
     kind = map_files.family(next(iter(states.values())))
-    if maps and kind not in map_heads.FAMILIES:
+    if maps and kind is None:
+        kind = map_networks.family(next(iter(states.values())))
+    if maps and kind not in ("resnet", "convnext", *map_networks.SHAPES):
         first = next(iter(next(iter(states.values()))), "nothing")
-        raise UserError(f"{path} has a MAP head over a network that is not known here (its first key: {first}): heads are read over {' and '.join(map_heads.FAMILIES)}")
+        known = ", ".join(("resnet", "convnext", *map_networks.SHAPES))
+        raise UserError(f"{path} has a MAP head over a network that is not known here (its first key: {first}): heads are read over {known}")
     for role in states if kind else ():
         states[role], left = map_files.renamed(states[role], kind)
+        states[role] = {map_networks.renamed(key, kind): value for key, value in states[role].items()}
         group(unused, "buffers and auxiliary norms", left, role)
     raw_heads = {role: take(state, lambda key: key.startswith(("head.mlp.", "head.last_layer"))) for role, state in states.items()}
     poolings, order = {}, "after"
@@ -56,7 +60,7 @@ def read(content: dict, path: Path, layout: str | None, overrides: dict) -> Sour
     for role, state in states.items() if kind is None else ():
         refuse_networks(state, path)
         drop_unread_row(state, unused, role)
-    filled = [key for role in maps for key in map_heads.fill_norm(states[role])][:1]
+    filled = [key for role in maps for key in map_heads.fill_norm(states[role], kind)][:1]
     spec = (spec_of if kind is None else partial(map_spec_of, kind))(next(iter(states.values())), pooling, args, order, overrides, path)
     if pooling and not spec["pooling"]["beta"]:
         for role, each in poolings.items():
@@ -222,7 +226,7 @@ def spec_of(state: dict, pooling: dict, args: dict, order: str, overrides: dict,
 
 def map_spec_of(kind: str, state: dict, pooling: dict, args: dict, order: str, overrides: dict, path: Path) -> dict:
     """The spec of an encoder of a ResNet, ConvNeXt or Swin; without SimPool's tensors its places are averaged, a Swin's after the norm."""
-    backbone = map_files.backbone_of(state, kind, path)
+    backbone = map_files.backbone_of(state, kind, path, map_networks.SHAPES)
     with torch.device("meta"):
         dim = Backbone(**backbone).dim
     row = simpool_of(dim, pooling, args, overrides, path) if pooling else {"name": "gap", "dim": dim}

@@ -49,10 +49,10 @@ def convnext_key(key: str) -> str:
     return "norm." + key.removeprefix("head.norm.") if key.startswith("head.norm.") else key
 
 
-def backbone_of(state: dict[str, Tensor], kind: str, path: Path) -> dict:
-    """The arguments of a Backbone with these shapes; raises UserError where they are not those of the family."""
+def backbone_of(state: dict[str, Tensor], kind: str, path: Path, further: dict) -> dict:
+    """The arguments of a Backbone with these shapes, by a function here or of the table of `further` ones; raises UserError where they are not those of the family."""
     try:
-        return {"resnet": resnet, "convnext": convnext, "swin": swin}[kind](state)
+        return {"resnet": resnet, "convnext": convnext, "swin": swin, **further}[kind](state)
     except (KeyError, ZeroDivisionError, ValueError) as error:
         raise UserError(f"{path} is not a {kind} of a shape that is known here: it lacks {error}") from None
 

@@ -11,13 +11,13 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from maskwise.export import map_networks
 from maskwise.export.specs import told
 from maskwise.export.trained_classifier import TrainedClassifier
 from maskwise.functional.errors import UserError
 from maskwise.nn.classifiers import CLASSIFIERS
 
 INDEX = "gram_token_extraction.bp_index"  # where the triangle's entries lie: a function of its width
-FAMILIES = ("resnet", "convnext")
 FRONTS = ("head.", "fc.")
 PLACES = (  # the beginning of a name there and here; {} is the number of a group, or of a token in it
     ("mmcap.multi_scale.concat_conv.", "fuse.join."),
@@ -54,12 +54,11 @@ def take(state: dict[str, Tensor]) -> dict[str, Tensor]:
     return {} if front is None else {key: state.pop(key) for key in list(state) if key.startswith(front)}
 
 
-def fill_norm(state: dict[str, Tensor]) -> list[str]:
-    """Give a ConvNeXt the final norm that MAP's has not, as 1 and 0; the keys that were missing."""
-    if "norm.weight" in state or "stem.0.weight" not in state:
+def fill_norm(state: dict[str, Tensor], kind: str) -> list[str]:
+    """Give a network the final norm that MAP's has not, as 1 and 0; what was missing."""
+    width = map_networks.last_width(state, kind)
+    if "norm.weight" in state or width is None:
         return []
-    last = max(int(key.split(".")[1]) for key in state if key.startswith("stages."))
-    width = state[f"stages.{last}.blocks.0.conv_dw.weight"].shape[0]
     state["norm.weight"], state["norm.bias"] = torch.ones(width), torch.zeros(width)
     return ["norm.weight and norm.bias (MAP reads no final norm: 1 and 0)"]
 
@@ -111,7 +110,8 @@ def options_of(state: dict[str, Tensor], several: bool, overrides: dict) -> tupl
     split = "heads.0.norms.0.weight" in state or "heads.0.heads.0.weight" in state
     averages = any(key.startswith("averaged_heads.") for key in state)
     talking = f"{first}block.attention.before.weight" in state
-    heads = state[f"{first}block.attention.before.weight"].shape[0] if talking else overrides.get("pooling_heads")
+    usual = max(1, dim // 32)
+    heads = state[f"{first}block.attention.before.weight"].shape[0] if talking else overrides.get("pooling_heads", usual)
     classes = state["averaged_heads.0.head.bias" if light else "heads.0.heads.0.bias" if split else "heads.0.head.bias"].shape[0]
     options = {
         "layers": None if several else [-1],
@@ -125,5 +125,5 @@ def options_of(state: dict[str, Tensor], several: bool, overrides: dict) -> tupl
     else:
         options["tokens"] = state[f"{first}source.token"].shape[1]
     granted = "resampling, the grid of the last stage but one and keys of tokens and pixels are the reference's"
-    notes = [f"no tensor tells: {'' if talking or heads else 'one head for each 32 channels of attention is a guess (else pooling_heads=), '}{granted}"]
+    notes = [f"no tensor tells: {'' if talking or 'pooling_heads' in overrides else f'{usual} heads of attention are a guess (else pooling_heads=), '}{granted}"]
     return options, classes, notes

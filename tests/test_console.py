@@ -72,7 +72,7 @@ def test_a_model_of_another_family(train):
     refused(
         train,
         "command line: backbone: beit_base_patch16_224 is not supported: its class is Beit; backbones are VisionTransformer and Eva models of plain blocks on a PatchEmbed stem, "
-        "ResNet, ConvNeXt, EfficientNet (MobileNet V1, V2), Swin, MaxViT, PiT, ResMLP and MLP-Mixer, the nearest is beit3_base_patch16_224",
+        "ResNet, ConvNeXt, EfficientNet (MobileNet V1, V2), Swin (V1, V2), MaxViT, PiT, ResMLP and MLP-Mixer, the nearest is beit3_base_patch16_224",
         "backbone=beit_base_patch16_224", "backbone.patch_size=8",
     )  # fmt: skip
 

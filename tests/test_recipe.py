@@ -114,7 +114,7 @@ def test_values_are_read_as_their_key_wants_them(recipe, line, key, value):
         ("method: {start_epoch: 100}", "r.yaml:2: method.start_epoch: masking would start at epoch 100 of a run of 100; start it earlier"),
         ("backbone: {name: beit_base_patch16_224, patch_size: 16}",
          "r.yaml:2: backbone: beit_base_patch16_224 is not supported: its class is Beit; backbones are VisionTransformer and Eva models of plain blocks on a PatchEmbed stem, "
-         "ResNet, ConvNeXt, EfficientNet (MobileNet V1, V2), Swin, MaxViT, PiT, ResMLP and MLP-Mixer, the nearest is beit3_base_patch16_224"),
+         "ResNet, ConvNeXt, EfficientNet (MobileNet V1, V2), Swin (V1, V2), MaxViT, PiT, ResMLP and MLP-Mixer, the nearest is beit3_base_patch16_224"),
         ("backbone:\n  num_heads: 5",
          "r.yaml:3: backbone: timm cannot build vit_small_patch16_224 with img_size=224, num_heads=5: dim should be divisible by num_heads"),
         ("backbone: {norm_layer: nrom}", "r.yaml:2: backbone: timm knows no layer 'nrom'"),

@@ -17,6 +17,7 @@ NETWORKS = {
     "resnet": ("resnet18", {"layers": (1, 1, 1, 1), "channels": (8, 8, 8, 16)}),
     "convnext": ("convnext_tiny", {"depths": (1, 1, 2, 1), "dims": (8, 8, 8, 16)}),
     "swin": ("swin_tiny_patch4_window7_224", {"embed_dim": 4, "depths": (2, 1, 1, 1), "num_heads": (1, 1, 2, 2), "window_size": 4}),
+    "swin2": ("swinv2_tiny_window8_256", {"embed_dim": 4, "depths": (2, 1, 1, 1), "num_heads": (1, 1, 2, 2), "window_size": 4}),
     "pit": ("pit_s_224", {"base_dims": (8, 8, 8), "depth": (1, 1, 1), "heads": (1, 1, 2)}),
     "maxvit": ("maxvit_tiny_tf_224", {"depths": (1, 1, 1, 1), "embed_dim": (32, 32, 32, 32), "stem_width": 8}),
     "mobilenet": ("mobilenetv2_035", {}),
@@ -42,7 +43,7 @@ def crops(seed=1):
 
 
 CASES = [("resnet", "dino", "none"), ("convnext", "dino", "none"), ("swin", "dino", "none"), ("swin", "ibot", "block"), ("swin", "ibot", "attmask_high"),
-         ("resnet", "ibot", "none"), ("swin", "mst", "attmask_low"), ("pit", "dino", "none"), ("maxvit", "dino", "none"), ("mobilenet", "dino", "none")]  # fmt: skip
+         ("resnet", "ibot", "none"), ("swin", "mst", "attmask_low"), ("pit", "dino", "none"), ("maxvit", "dino", "none"), ("mobilenet", "dino", "none"), ("swin2", "ibot", "attmask_hint")]  # fmt: skip
 
 
 @pytest.mark.parametrize("network, method, masking", CASES)

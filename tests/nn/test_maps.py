@@ -1,14 +1,16 @@
-"""ResNet, ConvNeXt and Swin as backbones: timm's own forward, an explicit loop for shifted windows, masks, drop path, files."""
+"""ResNet, ConvNeXt, Swin and Swin V2 as backbones: timm's own forward, an explicit loop for shifted windows, masks, drop path, files."""
 
 import inspect
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
+import maskwise
 from maskwise.functional import draws
 from maskwise.functional.errors import UserError
-from maskwise.nn import Backbone, Encoder, POOLINGS, SimPool, encoder_from_spec, resnet, swin
+from maskwise.nn import Backbone, Encoder, POOLINGS, SimPool, encoder_from_spec, resnet, swin, swin2
 from maskwise.nn.maps import MapBackbone
 
 import timm  # after maskwise.nn, which readies it
@@ -29,6 +31,7 @@ FAMILIES = {
     "overlapping stem": ("convnext_tiny", {**CNX, "stem_type": "overlap"}),
     "convnext v2": ("convnextv2_tiny", CNX),
     "swin": ("swin_tiny_patch4_window7_224", SWIN),
+    "swin v2": ("swinv2_tiny_window8_256", SWIN),
 }
 PLAIN = {"resnet": FAMILIES["bottleneck"], "convnext": FAMILIES["convnext"], "swin": FAMILIES["swin"]}
 
@@ -64,12 +67,12 @@ def images(side, count=2, dtype=torch.float64, width=None):
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_features_are_timms_at_the_native_and_at_another_size(family):
-    for side in (64, 128 if family == "swin" else 75):
-        backbone = stirred(tiny(family, **({"image_size": side} if family == "swin" else {})))  # timm fixes a Swin's windows when it builds it
+    for side in (64, 128 if "swin" in family else 75):
+        backbone = stirred(tiny(family, **({"image_size": side} if "swin" in family else {})))  # timm fixes a Swin's windows when it builds it
         norm, x = backbone.norm, images(side)
         tokens = backbone(x, layers=(0, 1, 2, 3, 4, -1))
         theirs = twin(backbone, family, side).forward_features(x)
-        if family == "swin":
+        if "swin" in family:
             torch.testing.assert_close(norm(tokens.patches).unflatten(1, tokens.grid), theirs)
         elif family == "norm first":
             torch.testing.assert_close(norm(tokens.patches).transpose(1, 2).unflatten(2, tokens.grid), theirs)
@@ -166,6 +169,35 @@ def test_windows_are_those_of_an_explicit_loop(sides, shifted):
     torch.testing.assert_close(swin.attend(attn, x, shifted, {})[0], attn.proj(expected))
 
 
+@pytest.mark.parametrize("side, sizes", [(64, 4), (32, 1)])
+def test_the_second_swin_takes_smaller_maps_with_the_middle_of_its_table(side, sizes):
+    """Cosines, factor and table written out; coordinates stay those of the built windows, which timm would stretch."""
+    backbone = stirred(tiny("swin v2"))
+    attn, x = backbone.layers[0].blocks[0].attn, torch.randn(2, 2, 3, 8, dtype=torch.float64)
+    table = 16 * torch.sigmoid(attn.cpb_mlp(attn.relative_coords_table[0]))  # [7, 7, 1]
+    q, k, v = (part.flatten(1, 2) for part in torch.cat([F.linear(x, w, b) for w, b in zip(attn.qkv.weight.chunk(3), (attn.q_bias, None, attn.v_bias))], -1).chunk(3, -1))
+    logits = F.normalize(q, dim=-1) @ F.normalize(k, dim=-1).transpose(1, 2) * attn.logit_scale.clamp(max=4.605170185988092).exp()[0]
+    places = [(i, j) for i in range(2) for j in range(3)]
+    bias = torch.stack([torch.stack([table[a[0] - b[0] + 3, a[1] - b[1] + 3, 0] for b in places]) for a in places])
+    expected = attn.proj((logits + bias).softmax(-1) @ v).unflatten(1, (2, 3))
+    torch.testing.assert_close(swin.attend(attn, x, True, {}, swin2.COSINE), expected)
+    assert backbone(images(side)).patches.shape == (2, sizes, 64)
+
+
+def test_a_dropped_branch_of_the_second_swin_leaves_the_shortcut(monkeypatch):
+    backbone, x = stirred(tiny("swin v2", drop_path=0.5)), images(64)
+    drawn = torch.rand(backbone.depth, 2, 2, 1, 1, dtype=torch.float64)
+    monkeypatch.setattr(backbone.drop_path, "forward", lambda batch, like, key: drawn)
+    expected, at = backbone.patch_embed(x), 0
+    for stage in backbone.layers:
+        expected = stage.downsample(expected)
+        for block in stage.blocks:
+            first, second = drawn[at].unsqueeze(-1)
+            expected = expected + first * block.norm1(block._attn(expected))
+            expected, at = expected + second * block.norm2(block.mlp(expected)), at + 1
+    torch.testing.assert_close(backbone(x, layers=(-1,)).stages[0], expected.permute(0, 3, 1, 2))
+
+
 # masks
 
 
@@ -208,7 +240,7 @@ def test_a_convolution_has_nothing_to_hide(family):
 # drop path
 
 
-@pytest.mark.parametrize("family", ["convnext", "swin"])
+@pytest.mark.parametrize("family", ["convnext", "swin", "swin v2"])
 def test_drop_path_belongs_to_the_sample(family):
     backbone = stirred(tiny(family, drop_path=0.5)).train()
     x, keys = images(64, 6), draws.mix(1, torch.arange(6))
@@ -315,16 +347,26 @@ def test_first_weights_are_the_references():
         assert weight.std().item() == pytest.approx(0.02, rel=0.05)
 
 
-@pytest.mark.parametrize("family", ["resnet", "convnext", "convnext v2", "swin"])
+@pytest.mark.parametrize("family", ["resnet", "convnext", "convnext v2", "swin", "swin v2"])
 def test_pretrained_weights_from_a_file(family, tmp_path):
     name, arguments = FAMILIES.get(family) or PLAIN[family]
-    sized = {"img_size": 64} if family == "swin" else {}
+    sized = {"img_size": 64} if "swin" in family else {}
     donor = timm.create_model(name, **sized, **arguments).eval()
     torch.save({"state_dict": donor.state_dict()}, tmp_path / "timm.pth")
     backbone = tiny(family, weights=tmp_path / "timm.pth").eval()
     x = images(64, dtype=torch.float32)
     mine = backbone(x, layers=(-1,)).stages[0]
     theirs = donor.forward_features(x)
-    torch.testing.assert_close(backbone.norm(mine.permute(0, 2, 3, 1)) if family == "swin" else mine, theirs)
+    torch.testing.assert_close(backbone.norm(mine.permute(0, 2, 3, 1)) if "swin" in family else mine, theirs)
     with pytest.raises(UserError, match="does not fit this backbone|timm does not know this layout"):
         tiny(family, weights=tmp_path / "timm.pth", **({"layers": (1, 2, 2, 1)} if family == "resnet" else {"depths": (1, 1, 1, 1)}))
+
+
+@pytest.mark.slow
+def test_an_export_of_the_second_swin_opens_everywhere(tmp_path):
+    """The folder is compared in timm and transformers while it is written, and comes back bit for bit."""
+    backbone = tiny("swin v2")
+    encoder = stirred(Encoder(backbone, POOLINGS["gap"](backbone.dim), norm="before")).float()
+    maskwise.export(encoder, tmp_path / "out", say=None)
+    back, x = maskwise.load(tmp_path / "out"), images(64, dtype=torch.float32)
+    assert back.spec() == encoder.spec() and torch.equal(back(x).pooled, encoder(x).pooled)

@@ -72,7 +72,7 @@ def source_of(name: str, path: Path, origin: str, options: dict) -> Source:
     spec = {
         "backbone": backbone.spec(),
         "pooling": {"name": "cls" if backbone.has_class_token else "gap", "dim": backbone.dim} if maps or backbone.has_class_token else None,
-        "norm": "before" if backbone.kind in ("SwinTransformer", "PoolingVisionTransformer", "MlpMixer") else "after",
+        "norm": "before" if backbone.kind in ("SwinTransformer", "SwinTransformerV2", "PoolingVisionTransformer", "MlpMixer") else "after",
         "image_size": list(backbone.image_size),
         "mean": list(backbone.mean),
         "std": list(backbone.std),

@@ -12,7 +12,7 @@ from maskwise.nn.transformer import TransformerBackbone
 # by the file of timm that holds a family's models
 BACKBONES = {
     "vision_transformer": TransformerBackbone, "eva": TransformerBackbone, "resnet": MapBackbone, "convnext": MapBackbone, "swin_transformer": MapBackbone,
-    "maxxvit": MapBackbone, "pit": MapBackbone, "efficientnet": MapBackbone, "mlp_mixer": MapBackbone,
+    "swin_transformer_v2": MapBackbone, "maxxvit": MapBackbone, "pit": MapBackbone, "efficientnet": MapBackbone, "mlp_mixer": MapBackbone,
 }  # fmt: skip
 
 __all__ = ["BACKBONES", "CLASSIFIERS", "CLS", "POOLINGS", "Backbone", "Encoder", "Features", "LinearClassifier", "Pooled", "ProjectionHead", "SimPool", "Tokens", "encoder_from_spec"]

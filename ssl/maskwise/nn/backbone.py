@@ -22,7 +22,7 @@ class Backbone(nn.Module):
 
     Transformers (VisionTransformer, Eva; `nn/transformer.py`): any image whose sides are multiples of the patch; the
     position table is resampled by `position` ("offset", "size" or "offset_always", see functional.resample).
-    `class_token` None keeps the model's own choice. Maps (ResNet, ConvNeXt, EfficientNet with MobileNet V1 and V2, Swin, MaxViT, PiT, ResMLP and MLP-Mixer; `nn/maps.py`): any image with
+    `class_token` None keeps the model's own choice. Maps (ResNet, ConvNeXt, EfficientNet with MobileNet V1 and V2, Swin V1 and V2, MaxViT, PiT, ResMLP and MLP-Mixer; `nn/maps.py`): any image with
     sides of the total stride at least, of MLPs those of `image_size` alone; the last map's places are the patches. `drop_path` is the last block's rate. `mask_token`
     adds the token that replaces hidden patches. `weights` is a local file of pretrained weights; without it all weights
     are drawn as the references draw them. `mean` and `std` (for values in 0..1) have a number for each channel of the

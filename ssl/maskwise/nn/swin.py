@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import NamedTuple
+
 import torch
 import torch.nn.functional as F
 from timm.models import swin_transformer
@@ -83,7 +86,18 @@ def pass_block(block: nn.Module, x: Tensor, scale: Tensor | None, cache: dict) -
     return x + (residual if scale is None else residual * scale[1].unsqueeze(-1))
 
 
-def attend(attn: nn.Module, x: Tensor, shifted: bool, cache: dict) -> Tensor:
+class Kind(NamedTuple):
+    """What Swins differ in: (attn, x) -> q, k, v side by side; (attn, q, k) -> q, k and the scale of their products; attn -> what each offset adds."""
+
+    project: Callable[[nn.Module, Tensor], Tensor]
+    compare: Callable[[nn.Module, Tensor, Tensor], tuple[Tensor, Tensor, float]]
+    offsets: Callable[[nn.Module], Tensor]
+
+
+DOT = Kind(lambda attn, x: attn.qkv(x), lambda attn, q, k: (q, k, attn.scale), lambda attn: attn.relative_position_bias_table)
+
+
+def attend(attn: nn.Module, x: Tensor, shifted: bool, cache: dict, kind: Kind = DOT) -> Tensor:
     """Attention inside windows of x [B, h, w, C] -> the same shape.
 
     A window is never wider than the map, and where it is as wide nothing is shifted. The map is padded with zeros to
@@ -97,16 +111,17 @@ def attend(attn: nn.Module, x: Tensor, shifted: bool, cache: dict) -> Tensor:
     if any(shift):
         x = torch.roll(x, (-shift[0], -shift[1]), (1, 2))
     across = (whole[0] // window[0], whole[1] // window[1])
-    qkv = attn.qkv(x).unflatten(2, (across[1], window[1])).unflatten(1, (across[0], window[0]))  # [B, nh, wh, nw, ww, 3C]
+    qkv = kind.project(attn, x).unflatten(2, (across[1], window[1])).unflatten(1, (across[0], window[0]))  # [B, nh, wh, nw, ww, 3C]
     qkv = qkv.unflatten(-1, (3, attn.num_heads, -1)).permute(5, 0, 1, 3, 6, 2, 4, 7)  # [3, B, nh, nw, H, wh, ww, d]
     q, k, v = qkv.flatten(5, 6).flatten(2, 4)  # [B, windows * H, places, d]
     index, apart = tables(tuple(attn.window_size), window, shift, whole, x.device, cache)
-    bias = attn.relative_position_bias_table[index].permute(2, 0, 1)  # [H, places, places]
+    bias = kind.offsets(attn)[index].permute(2, 0, 1)  # [H, places, places]
     if apart is not None:
         bias = (bias + apart.unsqueeze(1)).flatten(0, 1)
     else:
         bias = bias.repeat(across[0] * across[1], 1, 1)
-    mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=bias.to(q.dtype), scale=attn.scale)
+    q, k, scale = kind.compare(attn, q, k)
+    mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=bias.to(q.dtype), scale=scale)
     mixed = mixed.unflatten(2, window).unflatten(1, (*across, attn.num_heads)).permute(0, 1, 4, 2, 5, 3, 6)
     x = attn.proj(mixed.reshape(x.shape[0], *whole, -1))
     if any(shift):

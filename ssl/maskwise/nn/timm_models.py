@@ -17,16 +17,16 @@ ready_torchvision()
 import timm  # noqa: E402
 from timm.layers import PatchEmbed  # noqa: E402
 
-from maskwise.nn import convnext, eva, maxvit, mlp, mobilenet, pit, resnet, swin, vit  # noqa: E402
+from maskwise.nn import convnext, eva, maxvit, mlp, mobilenet, pit, resnet, swin, swin2, vit  # noqa: E402
 
 ANATOMIES = {
     "VisionTransformer": vit, "Eva": eva, "ResNet": resnet, "ConvNeXt": convnext, "SwinTransformer": swin, "PoolingVisionTransformer": pit, "MlpMixer": mlp,
-    "EfficientNet": mobilenet, "MaxxVit": maxvit,
+    "EfficientNet": mobilenet, "MaxxVit": maxvit, "SwinTransformerV2": swin2,
 }  # fmt: skip
 # timm's files that hold models of these classes
 SOURCES = {
     "vision_transformer": vit, "deit": vit, "eva": eva, "resnet": resnet, "convnext": convnext, "swin_transformer": swin, "pit": pit, "mlp_mixer": mlp,
-    "efficientnet": mobilenet, "maxxvit": maxvit,
+    "efficientnet": mobilenet, "maxxvit": maxvit, "swin_transformer_v2": swin2,
 }  # fmt: skip
 FALLBACK = "vit_small_patch16_224"
 OWN_NAMES = {
@@ -180,6 +180,6 @@ def refuse(name: str, reason: str | None) -> None:
         return
     near = (each for each in difflib.get_close_matches(name, candidates(), 8, 0.6) if misfit(shallow(each)) is None)
     raise UserError(
-        f"{name} is not supported: {reason}; backbones are VisionTransformer and Eva models of plain blocks on a PatchEmbed stem, ResNet, ConvNeXt, EfficientNet (MobileNet V1, V2), Swin, MaxViT, PiT, ResMLP and MLP-Mixer, "
+        f"{name} is not supported: {reason}; backbones are VisionTransformer and Eva models of plain blocks on a PatchEmbed stem, ResNet, ConvNeXt, EfficientNet (MobileNet V1, V2), Swin (V1, V2), MaxViT, PiT, ResMLP and MLP-Mixer, "
         f"the nearest is {next(near, FALLBACK)}"
     )

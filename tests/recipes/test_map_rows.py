@@ -133,6 +133,7 @@ def test_parameters_of_the_release_and_of_the_tables(name, count):
     encoder, classifier, found = parameters(f"map/{name}")
     assert found == count or round(found / 1e6, 1) == count
     if name == "mobilenet_100ep":
+        assert any(type(layer) is torch.nn.ReLU for layer in encoder.modules()) and not any(type(layer) is torch.nn.ReLU6 for layer in encoder.modules())
         assert encoder.image_size == (224, 224) and encoder.backbone.stage_dims[5:] == (1024,)
 
 

@@ -215,7 +215,7 @@ def test_half_precision_cannot_hold_the_powers():
 
 def test_attention_of_an_untrained_network_is_near_uniform():
     torch.manual_seed(0)
-    encoder = Encoder(Backbone("vit_small_patch16_224", class_token=False, depth=4), SimPool(384)).eval()
+    encoder = Encoder(Backbone("vit_small_patch16_224", class_token=False), SimPool(384)).eval()
     with torch.no_grad():
         attention = encoder(torch.randn(1, 3, 224, 224)).attention
     assert attention.shape == (1, 1, 196) and attention.ge(0).all()

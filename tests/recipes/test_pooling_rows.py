@@ -69,6 +69,14 @@ def test_mistakes_end_in_one_line(words, text):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("name, batch, peak", [
+    ("vits16_dino", 8 * 100, 1.5625e-3), ("resnet50_dino", 8 * 160, 1.5), ("resnet50_dino", 16 * 90, 1.6875), ("convnext_small_dino", 8 * 60, 1.875e-3),
+])  # fmt: skip
+def test_global_learning_rates(name, batch, peak):
+    """Fact 52: the base rate times batch / 256; the released command of ResNet-50 has a batch of 1440, the paper and the recipe 1280."""
+    assert read_recipe(f"simpool/{name}").optimizer.peak(batch) == pytest.approx(peak, rel=1e-12)
+
+
 def test_the_page_has_every_row_and_every_key():
     """docs/recipes.md names, in the row of each pooling, all of its keys and none that is not."""
     rows = {}

@@ -131,6 +131,20 @@ def test_an_export_carries_it(tmp_path):
         assert torch.equal(again(images).pooled, encoder(images).pooled)
 
 
+@pytest.mark.slow
+def test_its_program_is_of_any_batch_and_onnx_has_no_decomposition(tmp_path):
+    backbone = Backbone("vit_tiny_patch16_224", image_size=32, patch_size=8, embed_dim=12, depth=1, num_heads=3, class_token=False)
+    encoder = Encoder(backbone, POOLINGS["otk"](12, anchors=5)).eval()
+    maskwise.export(encoder, tmp_path / "out", onnx=("pt2",), say=None)
+    program = torch.export.load(next((tmp_path / "out").glob("*.pt2"))).module()
+    images = torch.randn(3, 3, 32, 32)
+    found = program(images)
+    torch.testing.assert_close(found[0] if isinstance(found, tuple) else found, encoder(images).pooled, atol=1e-5, rtol=1e-5)
+    with pytest.raises(UserError, match="ONNX .* cannot hold this encoder") as caught:
+        maskwise.export(encoder, tmp_path / "other", onnx=("onnx",), say=None)
+    assert "\n" not in str(caught.value) and not (tmp_path / "other").exists()
+
+
 @pytest.mark.parametrize("options, words", [({"anchors": 0}, "at least one anchor"), ({"anchors": 4, "sigma": 0.0}, "sigma above 0")])
 def test_wrong_arguments(options, words):
     with pytest.raises(UserError, match=words):

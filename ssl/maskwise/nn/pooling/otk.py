@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor, nn
 
@@ -66,8 +64,7 @@ class OTK(Several):
 
 def sinkhorn(logits: Tensor, iterations: int) -> Tensor:
     """Logits [B, k, N] -> a plan whose rows sum to 1 and, when converged, its columns to k / N; in the log domain."""
-    share = math.log(logits.shape[1] / logits.shape[2])
     for _ in range(iterations):
-        logits = logits - logits.logsumexp(dim=1, keepdim=True) + share
+        logits = logits - logits.logsumexp(dim=1, keepdim=True)  # and the columns' k / N, which the rows take back
         logits = logits - logits.logsumexp(dim=2, keepdim=True)
     return logits.exp()

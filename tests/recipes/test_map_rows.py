@@ -50,7 +50,7 @@ VIT = replace(
     token_dropout=0.0, crop_pct=0.9, published=(81.8,),
 )  # fmt: skip
 MLP = replace(VIT, backbone="resmlp_24_224", embed=(384, 12), published=(81.0,))
-PIT = replace(VIT, backbone="pit_s_224", published=(81.9, 81.89))
+PIT = replace(VIT, embed=(192, 12), backbone="pit_s_224", published=(81.9, 81.89))
 MAXVIT = replace(
     CNX, backbone="maxvit_tiny_tf_224", optimizer=("lamb", 8e-3, 0.05), policy="rand-m15-mstd0.5-inc1", drop_path=0.2, batch=4096, schedule=(1e-5, 30, 1.0), crop_pct=0.95,
     average=None, published=(84.3, 84.35),

@@ -205,7 +205,7 @@ def keep(found: dict, out: Path) -> None:
 def told(found: dict, profile: str) -> str:
     """Tables of means and spreads over seeds, Markdown."""
     parts = [f"# Poolings side by side ({profile})", "", f"`{found['command']}`, {found['date']}, commit {str(found['commit'])[:12]}, "
-             f"{found.get('minutes', 0)} minutes with {found.get('processes', 1)} processes in all. Mean and spread (half the range) over seeds; seconds of one run."]  # fmt: skip
+             f"{found.get('minutes', 0)} minutes in all, runs at a time: {found.get('processes', 1)}. Mean and spread (half the range) over seeds; seconds of one run."]  # fmt: skip
     for name, each in PROFILES[profile].items():
         rows = samples(found, name, each)
         if not rows:

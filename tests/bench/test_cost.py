@@ -6,6 +6,7 @@ import pytest
 
 from maskwise.bench import cost
 from maskwise.cli import main
+from maskwise.nn import POOLINGS
 
 
 @pytest.fixture(scope="module")
@@ -48,6 +49,14 @@ def test_pooling_alone(found, name, dim, count):
     assert rows["cait"]["pooling_multiply_adds"] == dim**2 * (2 * (count + 1) + 10) + 2 * 4 * (count + 1) * dim  # four heads as four queries
     assert rows["slot"]["pooling_multiply_adds"] == dim**2 * (2 * count + 3 * 3 * 9) + 3 * 3 * 2 * count * dim
     assert rows["gap"]["pooling_parameters"] == 0
+
+
+def test_every_pooling_is_counted_as_the_command_does_by_default():
+    rows = cost.run(cost.parser(make_parser).parse_args(["--networks", "vit_tiny_patch16_224", "--size", "64"]))["networks"]["vit_tiny_patch16_224"]
+    assert [row["pooling"] for row in rows] == list(POOLINGS)
+    bare = 5_717_416 - 192 - (197 - 16) * 192  # ViT-T/16 without the class token, and the positions of 64 px
+    assert {row["parameters"] - row["pooling_parameters"] for row in rows if row["pooling"] != "cls"} == {bare}
+    assert {row["pooling"] for row in rows if row["pooling_multiply_adds"] == 0} >= {"gap", "max"}
 
 
 def test_the_command(tmp_path, capsys):

@@ -64,8 +64,7 @@ def network(name: str, poolings: list[str], size: int, classes: int) -> list[dic
             backbone, found, linear, products = counts[needs_token]
             if needs_token and not backbone.has_class_token:
                 continue
-            module = POOLINGS[pooling](backbone.dim).eval()
-        module.requires_grad_(False).to_empty(device="cpu")  # autocast knows no meta tensors, and what is counted does not depend on values
+        module = POOLINGS[pooling](backbone.dim).eval().requires_grad_(False)  # with its numbers: autocast knows no meta tensors, and some are places to look at
         tokens = Tokens(torch.zeros(found.patches.shape), torch.zeros(found.prefix.shape), found.grid)
         here = sum(counted(lambda: module(tokens))[1:])
         written = here if type(module).__name__ not in LANDSCAPE else sum(counted(lambda: as_written(module, tokens))[1:])

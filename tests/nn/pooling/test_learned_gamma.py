@@ -176,7 +176,7 @@ def test_a_research_file_has_no_place_for_it(tmp_path):
 
 
 @pytest.mark.parametrize("options, words", [
-    ({"gamma": None, "learn_gamma": True}, "gamma=None cannot be where"), ({"gamma": 0.05, "learn_gamma": True}, "choose from 0.1 to any"),
+    ({"gamma": None, "learn_gamma": True}, "gamma=None cannot be where"), ({"gamma": 0.05, "learn_gamma": True}, "choose 0.1 or more, such as 2"),
     ({"gamma": 6.0, "learn_gamma": True, "gamma_max": 5.0}, "from 0.1 to gamma_max=5.0"), ({"gamma_max": 5.0}, "learn_gamma is false"),
     ({"gamma_lr": 0.1}, "learn_gamma is false"), ({"learn_gamma": True, "gamma_lr": 0.0}, "gamma_lr=0.0 is not above 0"),
 ])  # fmt: skip

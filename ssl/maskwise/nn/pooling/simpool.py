@@ -97,7 +97,7 @@ class SimPool(Several):
             return
         highest = math.inf if self.gamma_max is None else self.gamma_max
         if gamma is None or not LEAST <= gamma <= highest:
-            raise UserError(f"pooling.gamma={gamma} cannot be where pooling.learn_gamma begins: choose from {LEAST} to {'any' if self.gamma_max is None else f'gamma_max={highest}'}, such as 2")
+            raise UserError(f"pooling.gamma={gamma} cannot be where pooling.learn_gamma begins: choose {f'{LEAST} or more, such as 2' if self.gamma_max is None else f'from {LEAST} to gamma_max={highest}'}")
         if self.gamma_lr <= 0:
             raise UserError(f"pooling.gamma_lr={self.gamma_lr} is not above 0: choose 0.1, or pooling.learn_gamma=false for a gamma that stands still")
 

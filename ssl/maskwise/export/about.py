@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import yaml
 
+from maskwise.export.specs import json_object
 from maskwise.functional.errors import UserError
 
 UNKNOWN = "unknown"  # the Hub's word for a licence that nobody has stated
@@ -69,7 +69,7 @@ def about_run(folder: Path) -> dict:
         "datasets": (source if named else slug(Path(source).name),) if source else (),
         "base_model": None if base is None else Path(base).name if Path(base).exists() else shortened(str(base).removeprefix("hub:").partition("@")[0]),
         "recipe": HEAD + yaml.safe_dump(shortened(sections), sort_keys=False),
-        "run": shortened({key: value for key, value in _json(folder / "run.json").items() if key != "command"}),
+        "run": shortened({key: value for key, value in json_object(folder / "run.json").items() if key != "command"}),
         "reports": reports_of(folder / "reports", step),
     }
 
@@ -82,7 +82,7 @@ def reports_of(folder: Path, step: int | None) -> dict[str, dict]:
     found = {}
     for path in sorted(Path(folder).glob("*.json")):
         name, mark, of = path.stem.partition("_step_")
-        report = _json(path)
+        report = json_object(path)
         if isinstance(report.get("numbers"), dict) and (not mark or (of.isdigit() and int(of) == step)):
             found[name if name not in found else path.stem] = shortened(report)
     return found
@@ -111,11 +111,3 @@ def _step(folder: Path) -> int | None:
         return None
     digits = text.rpartition("_")[2]
     return int(digits) if digits.isdigit() else None
-
-
-def _json(path: Path) -> dict:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return content if isinstance(content, dict) else {}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,7 +9,7 @@ import torch
 import yaml
 from torch import Tensor, nn
 
-from maskwise.export.specs import plausible, told
+from maskwise.export.specs import json_object, plausible, told
 from maskwise.functional.errors import UserError
 from maskwise.nn.classifiers import CLASSIFIERS
 from maskwise.nn.weights import fit, read_tensors
@@ -63,7 +62,7 @@ class TrainedClassifier:
 def read(folder, weights: str = "teacher") -> TrainedClassifier | None:
     """The classifier of a run folder's last checkpoint or of an exported folder; None where there is none. Raises UserError for files that are broken."""
     folder = Path(folder)
-    described = _json(folder / "config.json").get("maskwise")
+    described = json_object(folder / "config.json").get("maskwise")
     if isinstance(described, dict):
         return None if described.get("classifier") is None else exported(folder, described["classifier"])
     last = folder / "checkpoints" / "last"
@@ -71,7 +70,7 @@ def read(folder, weights: str = "teacher") -> TrainedClassifier | None:
         return None
     options = dict((yaml.safe_load((folder / "recipe.yaml").read_text(encoding="utf-8")) or {}).get("classifier") or {})
     checkpoint = last.parent / last.read_text().strip()
-    known = _json(checkpoint / "meta.json").get("classes")
+    known = json_object(checkpoint / "meta.json").get("classes")
     if not options or not known:
         return None
     front = f"{weights}.head."
@@ -88,11 +87,3 @@ def exported(folder: Path, spec) -> TrainedClassifier:
             raise ValueError(f"classifier of {count!r} classes")
         classes = None if classes is None else tuple(map(str, classes))
     return TrainedClassifier(str(folder), name, options, count, classes, read_tensors(folder / FILE))
-
-
-def _json(path: Path) -> dict:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return content if isinstance(content, dict) else {}

@@ -48,7 +48,7 @@ def recordings(tmp_path_factory):
     first = go_on(World(), folder, PARTS[0])
     pair.end(pair.start(__file__, "steps", folder))
     last = go_on(World(), folder, PARTS[2])
-    two = [torch.load(folder / f"{rank}.pt") for rank in range(2)]
+    two = [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(2)]
     return whole, [{case: {key: torch.cat([part[case][key] for part in (first, rank, last)]) for key in whole[case]} for case in CASES} for rank in two]
 
 

@@ -216,7 +216,7 @@ def test_two_ranks_are_one_process(tmp_path):
     losses, weights = record(World(), accumulate=2)
     pair.end(ranks)
     for rank in range(2):
-        other, theirs = torch.load(tmp_path / f"{rank}.pt")
+        other, theirs = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
         torch.testing.assert_close(other, losses, rtol=2e-6, atol=0)
         torch.testing.assert_close(theirs, weights, rtol=0, atol=2e-5)
 

@@ -100,7 +100,7 @@ def recordings(tmp_path_factory):
     one = record_all(World())
     torch.set_num_threads(threads)
     pair.end(ranks)
-    return one, *(torch.load(folder / f"{rank}.pt") for rank in range(2))
+    return one, *(torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(2))
 
 
 @pytest.mark.parametrize("pooling", POOLINGS)

@@ -24,7 +24,7 @@ def start(kind, folder, ranks):
     ]
     ends = [(child.communicate(timeout=300)[1], child.returncode) for child in children]
     assert all(code == 0 for _, code in ends), ends
-    return [torch.load(folder / f"{kind}{rank}.pt") for rank in range(ranks)]
+    return [torch.load(folder / f"{kind}{rank}.pt", weights_only=True) for rank in range(ranks)]
 
 
 @pytest.fixture(scope="module")

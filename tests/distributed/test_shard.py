@@ -107,7 +107,7 @@ def part_of_nan(trainer):
 def recordings(tmp_path_factory):
     folder = tmp_path_factory.mktemp("shards")
     pair.end(pair.start(__file__, folder))
-    return [torch.load(folder / f"{rank}.pt") for rank in range(2)]
+    return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(2)]
 
 
 def close(one, two, relative=2e-6):

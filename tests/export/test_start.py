@@ -57,7 +57,7 @@ def test_student_teacher_heads_and_centers_are_taken_up(files):
 def test_one_copy_makes_both(files):
     trainer = build.trainer(recipe(files / "backbone.pth"), images=16)
     student, teacher = trainer.method.student, trainer.method.teacher
-    own = torch.load(files / "backbone.pth")
+    own = torch.load(files / "backbone.pth", weights_only=True)
     assert torch.equal(student.encoder.backbone.pos_embed, own["pos_embed"]) and torch.equal(teacher.encoder.backbone.pos_embed, own["pos_embed"])
     for one, two in zip(student.head.parameters(), teacher.head.parameters()):
         assert torch.equal(one, two)
@@ -270,6 +270,6 @@ def test_two_ranks_start_and_warm_up(files, tmp_path):
     maskwise.train(maskwise.read_recipe("debug/tiny", *words), out=tmp_path / "alone", quiet=True)
     losses = [[line["loss"] for line in lines(tmp_path / name) if "loss" in line] for name in ("run", "alone")]
     assert len(losses[0]) == 4 and losses[0] == pytest.approx(losses[1], rel=1e-4)
-    trained, own = state(tmp_path / "run"), torch.load(files / "backbone.pth")
+    trained, own = state(tmp_path / "run"), torch.load(files / "backbone.pth", weights_only=True)
     for role in ("student", "teacher"):
         assert torch.equal(trained[f"model/{role}.encoder.backbone.pos_embed"], own["pos_embed"])

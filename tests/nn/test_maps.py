@@ -5,6 +5,7 @@ import inspect
 import pytest
 import torch
 import torch.nn.functional as F
+from nn.map_networks import images, stirred
 from torch import nn
 
 import maskwise
@@ -42,15 +43,6 @@ def tiny(family, **options):
     return Backbone(name, **{"image_size": 64, **arguments, **options})
 
 
-def stirred(module):
-    """The module in float64 and eval mode, no weight at its start and no statistic either."""
-    module.double().eval()
-    with torch.no_grad():
-        for value in (*module.parameters(), *(b for name, b in module.named_buffers() if "running" in name)):
-            value.add_(torch.rand_like(value) * 0.3)
-    return module
-
-
 def twin(backbone, family, side):
     """timm's own model with the same weights, built for images of that size."""
     name, arguments = FAMILIES[family]
@@ -61,14 +53,10 @@ def twin(backbone, family, side):
     return model
 
 
-def images(side, count=2, dtype=torch.float64, width=None):
-    return torch.randn(count, 3, side, width or side, generator=torch.Generator().manual_seed(1), dtype=dtype)
-
-
 @pytest.mark.parametrize("family", FAMILIES)
 def test_features_are_timms_at_the_native_and_at_another_size(family):
     for side in (64, 128 if "swin" in family else 75):
-        backbone = stirred(tiny(family, **({"image_size": side} if "swin" in family else {})))  # timm fixes a Swin's windows when it builds it
+        backbone = stirred(tiny(family, **({"image_size": side} if "swin" in family else {})), by=0.3)  # timm fixes a Swin's windows when it builds it
         norm, x = backbone.norm, images(side)
         tokens = backbone(x, layers=(0, 1, 2, 3, 4, -1))
         theirs = twin(backbone, family, side).forward_features(x)
@@ -88,7 +76,7 @@ def test_features_are_timms_at_the_native_and_at_another_size(family):
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_stage_is_one_of_timms_intermediates(family):
-    backbone = stirred(tiny(family))
+    backbone = stirred(tiny(family), by=0.3)
     x = images(64)
     stages = backbone(x, layers=(1, 2, 3, 4)).stages
     theirs = twin(backbone, family, 64).forward_intermediates(x, intermediates_only=True)[-4:]
@@ -114,7 +102,7 @@ def test_a_small_stem_keeps_small_images_large():
 
 @pytest.mark.parametrize("family", PLAIN)
 def test_an_image_does_not_depend_on_its_batch(family):
-    backbone, x = stirred(tiny(family)), images(64, 5)
+    backbone, x = stirred(tiny(family), by=0.3), images(64, count=5)
     torch.testing.assert_close(backbone(x[3:4]).patches[0], backbone(x).patches[3], rtol=1e-12, atol=1e-12)
 
 
@@ -123,7 +111,7 @@ def test_an_image_does_not_depend_on_its_batch(family):
 
 def test_local_crops_pass_with_the_middle_of_the_tables():
     """A map below the window is one window; its table is the middle of the one that was built: timm's model for that size, tables cut by hand."""
-    backbone = stirred(tiny("swin"))
+    backbone = stirred(tiny("swin"), by=0.3)
     small = timm.create_model("swin_tiny_patch4_window7_224", num_classes=0, img_size=32, **SWIN).double().eval()
     state = backbone.state_dict()
     for key, wanted in small.state_dict().items():
@@ -139,7 +127,7 @@ def test_local_crops_pass_with_the_middle_of_the_tables():
 @pytest.mark.parametrize("sides, shifted", [((8, 8), True), ((5, 6), False), ((5, 6), True), ((3, 9), True), ((2, 3), True)])
 def test_windows_are_those_of_an_explicit_loop(sides, shifted):
     torch.manual_seed(1)
-    attn = stirred(tiny("swin").layers[0].blocks[0].attn)  # two heads' worth is one head of width 8
+    attn = stirred(tiny("swin").layers[0].blocks[0].attn, by=0.3)  # two heads' worth is one head of width 8
     x = torch.randn(1, *sides, 8, dtype=torch.float64)
     window = [min(4, side) for side in sides]
     step = [size // 2 if shifted and side > size else 0 for size, side in zip(window, sides)]
@@ -172,7 +160,7 @@ def test_windows_are_those_of_an_explicit_loop(sides, shifted):
 @pytest.mark.parametrize("side, sizes", [(64, 4), (32, 1)])
 def test_the_second_swin_takes_smaller_maps_with_the_middle_of_its_table(side, sizes):
     """Cosines, factor and table written out; coordinates stay those of the built windows, which timm would stretch."""
-    backbone = stirred(tiny("swin v2"))
+    backbone = stirred(tiny("swin v2"), by=0.3)
     attn, x = backbone.layers[0].blocks[0].attn, torch.randn(2, 2, 3, 8, dtype=torch.float64)
     table = 16 * torch.sigmoid(attn.cpb_mlp(attn.relative_coords_table[0]))  # [7, 7, 1]
     q, k, v = (part.flatten(1, 2) for part in torch.cat([F.linear(x, w, b) for w, b in zip(attn.qkv.weight.chunk(3), (attn.q_bias, None, attn.v_bias))], -1).chunk(3, -1))
@@ -185,7 +173,7 @@ def test_the_second_swin_takes_smaller_maps_with_the_middle_of_its_table(side, s
 
 
 def test_a_dropped_branch_of_the_second_swin_leaves_the_shortcut(monkeypatch):
-    backbone, x = stirred(tiny("swin v2", drop_path=0.5)), images(64)
+    backbone, x = stirred(tiny("swin v2", drop_path=0.5), by=0.3), images(64)
     drawn = torch.rand(backbone.depth, 2, 2, 1, 1, dtype=torch.float64)
     monkeypatch.setattr(backbone.drop_path, "forward", lambda batch, like, key: drawn)
     expected, at = backbone.patch_embed(x), 0
@@ -242,7 +230,7 @@ def test_a_convolution_has_nothing_to_hide(family):
 
 @pytest.mark.parametrize("family", ["convnext", "swin", "swin v2"])
 def test_drop_path_belongs_to_the_sample(family):
-    backbone = stirred(tiny(family, drop_path=0.5)).train()
+    backbone = stirred(tiny(family, drop_path=0.5), by=0.3).train()
     x, keys = images(64, 6), draws.mix(1, torch.arange(6))
     whole = backbone(x, drop_key=keys).patches
     parts = torch.cat([backbone(x[:2], drop_key=keys[:2]).patches, backbone(x[2:], drop_key=keys[2:]).patches])
@@ -254,7 +242,7 @@ def test_drop_path_belongs_to_the_sample(family):
 
 @pytest.mark.parametrize("family", PLAIN)
 def test_a_dropped_branch_leaves_the_shortcut(family, monkeypatch):
-    backbone = stirred(tiny(family, drop_path=0.5))
+    backbone = stirred(tiny(family, drop_path=0.5), by=0.3)
     monkeypatch.setattr(backbone.drop_path, "forward", lambda batch, like, key: torch.zeros(backbone.depth, 2, batch, 1, 1, dtype=like.dtype))
     x = images(64)
     if family == "resnet":
@@ -281,7 +269,7 @@ def test_rates_rise_over_all_stages_as_timms():
 @pytest.mark.parametrize("family", PLAIN)
 def test_an_encoder_and_its_description(family, norm):
     backbone = tiny(family, drop_path=0.1)
-    encoder = stirred(Encoder(backbone, SimPool(backbone.dim, gamma=2.0), norm=norm))
+    encoder = stirred(Encoder(backbone, SimPool(backbone.dim, gamma=2.0), norm=norm), by=0.3)
     last = {"resnet": nn.Identity, "convnext": nn.LayerNorm, "swin": nn.LayerNorm}[family]
     assert isinstance(encoder.norm, last) and (family != "convnext" or encoder.norm.eps == 1e-6)
     x = images(96)
@@ -366,7 +354,7 @@ def test_pretrained_weights_from_a_file(family, tmp_path):
 def test_an_export_of_the_second_swin_opens_everywhere(tmp_path):
     """The folder is compared in timm and transformers while it is written, and comes back bit for bit."""
     backbone = tiny("swin v2")
-    encoder = stirred(Encoder(backbone, POOLINGS["gap"](backbone.dim), norm="before")).float()
+    encoder = stirred(Encoder(backbone, POOLINGS["gap"](backbone.dim), norm="before"), by=0.3).float()
     maskwise.export(encoder, tmp_path / "out", say=None)
     back, x = maskwise.load(tmp_path / "out"), images(64, dtype=torch.float32)
     assert back.spec() == encoder.spec() and torch.equal(back(x).pooled, encoder(x).pooled)

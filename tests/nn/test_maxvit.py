@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from nn.map_networks import assert_every_parameter_gets_a_gradient, images, stirred
 from torch import nn
 
 import maskwise
@@ -23,19 +24,6 @@ def tiny(family="tensorflow's", **options):
     return Backbone(name, **{"image_size": 64, **arguments, **options})
 
 
-def stirred(module):
-    """The module in float64 and eval mode, no weight at its start and no statistic either."""
-    module.double().eval()
-    with torch.no_grad():
-        for value in (*module.parameters(), *(b for name, b in module.named_buffers() if "running" in name)):
-            value.add_(torch.rand_like(value) * 0.1)
-    return module
-
-
-def images(side=64, count=2, width=None, dtype=torch.float64):
-    return torch.randn(count, 3, side, width or side, generator=torch.Generator().manual_seed(1), dtype=dtype)
-
-
 def twin(backbone, family, side=64, **changed):
     name, arguments = FAMILIES[family]
     model = timm.create_model(name, num_classes=0, img_size=side, head_hidden_size=0, **arguments).double().eval()
@@ -46,7 +34,7 @@ def twin(backbone, family, side=64, **changed):
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("sides", [(64, 64), (128, 64)])
 def test_every_stage_is_timms_at_the_native_and_another_size(family, sides):
-    backbone = stirred(tiny(family))
+    backbone = stirred(tiny(family), by=0.1)
     model, x = twin(backbone, family), images(*sides[:1], width=sides[1])
     tokens = backbone(x, layers=(0, 1, 2, 3, 4, -1))
     for mine, theirs in zip(tokens.stages, model.forward_intermediates(x, intermediates_only=True)):
@@ -61,7 +49,7 @@ def test_every_stage_is_timms_at_the_native_and_another_size(family, sides):
 @pytest.mark.parametrize("family", ["tensorflow's", "timm's", "table made by an MLP"])
 def test_smaller_images_pass_with_the_middle_of_the_tables(family):
     """timm's model for that size, its tables cut by hand; what an MLP makes of an offset is the same there."""
-    backbone, cut = stirred(tiny(family, image_size=96)), {}
+    backbone, cut = stirred(tiny(family, image_size=96), by=0.1), {}
     for key, value in backbone.state_dict().items():
         if key.endswith("bias_table"):
             plane = value if value.ndim == 3 else value.T.unflatten(1, (5, 5))
@@ -74,7 +62,7 @@ def test_smaller_images_pass_with_the_middle_of_the_tables(family):
 
 @pytest.mark.parametrize("block", [True, False], ids=["windows", "grid"])
 def test_attention_is_that_of_an_explicit_loop(block):
-    backbone = stirred(tiny())
+    backbone = stirred(tiny(), by=0.1)
     inside = maxvit.blocks(backbone)[0]
     piece, x = inside.attn_block if block else inside.attn_grid, torch.randn(1, 4, 6, 32, dtype=torch.float64)
     attn = piece.attn
@@ -129,7 +117,7 @@ def test_parameters_of_the_release():
 
 
 def test_drop_path_belongs_to_the_sample_and_to_each_of_five_branches(monkeypatch):
-    backbone, x, keys = stirred(tiny(drop_path=0.5)), images(count=6), draws.mix(1, torch.arange(6))
+    backbone, x, keys = stirred(tiny(drop_path=0.5), by=0.1), images(count=6), draws.mix(1, torch.arange(6))
     backbone.drop_path.train()  # batch norm stays as it is: its statistics are those of the batch
     whole = backbone(x, drop_key=keys).patches
     parts = torch.cat([backbone(x[:2], drop_key=keys[:2]).patches, backbone(x[2:], drop_key=keys[2:]).patches])
@@ -156,16 +144,12 @@ def test_drop_path_belongs_to_the_sample_and_to_each_of_five_branches(monkeypatc
 @pytest.mark.parametrize("classifier, more", [("linear", {}), ("map", {"dim": 16, "tokens": 2, "heads": 2})])
 def test_every_parameter_gets_a_gradient(family, classifier, more):
     encoder = Encoder(tiny(family, drop_path=0.1), POOLINGS["gap"](64), norm="before").double().train()
-    head = CLASSIFIERS[classifier](encoder, 5, **more).double().train()
-    features = encoder(images(count=4), layers=head.layers, drop_key=torch.arange(4))
-    head.losses(features, torch.eye(5, dtype=torch.float64)[:4], nn.functional.cross_entropy, drop_key=torch.arange(4))["loss"].backward()
-    for name, parameter in [*encoder.named_parameters(), *head.named_parameters()]:
-        assert not parameter.requires_grad or parameter.grad is not None and parameter.grad.isfinite().all(), name
+    assert_every_parameter_gets_a_gradient(encoder, classifier, **more)
 
 
 @pytest.mark.parametrize("pooling", ["simpool", "gap"])
 def test_an_encoder_and_its_description(pooling):
-    encoder = stirred(Encoder(tiny(drop_path=0.1), POOLINGS[pooling](64)))
+    encoder = stirred(Encoder(tiny(drop_path=0.1), POOLINGS[pooling](64)), by=0.1)
     features, raw = encoder(images(128), layers=(1, -1)), encoder.backbone(images(128))
     assert isinstance(encoder.norm, nn.LayerNorm) and encoder.norm.eps == 1e-5 and features.grid == (4, 4)
     torch.testing.assert_close(features.pooled, encoder.norm(encoder.pooling(raw).vector))
@@ -201,7 +185,7 @@ def test_two_steps_of_dino(tmp_path):
 @pytest.mark.parametrize("family", ["tensorflow's", "timm's"])
 def test_an_export_opens_everywhere(family, tmp_path):
     """The folder is compared in timm and transformers while it is written, and comes back bit for bit."""
-    encoder = stirred(Encoder(tiny(family), SimPool(64, gamma=2.0))).float()
+    encoder = stirred(Encoder(tiny(family), SimPool(64, gamma=2.0)), by=0.1).float()
     maskwise.export(encoder, tmp_path / "out", say=None)
     back, x = maskwise.load(tmp_path / "out"), images(dtype=torch.float32)
     assert back.spec() == encoder.spec() and torch.equal(back(x).pooled, encoder(x).pooled)

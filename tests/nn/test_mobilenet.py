@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from nn.map_networks import assert_every_parameter_gets_a_gradient, images
 from safetensors.torch import save_file
 from torch import nn
 
@@ -38,10 +39,6 @@ def stirred(module):
             elif value.is_floating_point():
                 value.add_(torch.randn_like(value) * 0.02)
     return module
-
-
-def images(side=64, count=2, width=None, dtype=torch.float64):
-    return torch.randn(count, 3, side, width or side, generator=torch.Generator().manual_seed(1), dtype=dtype)
 
 
 SLOW = ("efficientnet_b0", "efficientnet_es", "tf_efficientnetv2_b0")
@@ -113,11 +110,7 @@ def test_drop_path_belongs_to_the_sample_and_leaves_the_shortcut(monkeypatch):
 def test_every_parameter_gets_a_gradient(name, classifier, more):
     backbone = tiny(name, drop_path=0.1)
     encoder = Encoder(backbone, POOLINGS["gap"](backbone.dim)).double().train()
-    head = CLASSIFIERS[classifier](encoder, 5, **more).double().train()
-    features = encoder(images(count=4), layers=head.layers, drop_key=torch.arange(4))
-    head.losses(features, torch.eye(5, dtype=torch.float64)[:4], nn.functional.cross_entropy, drop_key=torch.arange(4))["loss"].backward()
-    for part, parameter in [*encoder.named_parameters(), *head.named_parameters()]:
-        assert not parameter.requires_grad or parameter.grad is not None and parameter.grad.isfinite().all(), part
+    assert_every_parameter_gets_a_gradient(encoder, classifier, **more)
 
 
 @pytest.mark.parametrize("pooling", ["simpool", "gap"])

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from nn.map_networks import assert_every_parameter_gets_a_gradient, images, stirred
 from torch import nn
 
 import maskwise
@@ -23,19 +24,6 @@ def tiny(**options):
     return Backbone("pit_s_224", **{"image_size": 64, **TINY, **options})
 
 
-def stirred(module):
-    """The module in float64 and eval mode, no weight at its start."""
-    module.double().eval()
-    with torch.no_grad():
-        for value in module.parameters():
-            value.add_(torch.rand_like(value) * 0.2)
-    return module
-
-
-def images(side=64, count=2, width=None, dtype=torch.float64):
-    return torch.randn(count, 3, side, width or side, generator=torch.Generator().manual_seed(1), dtype=dtype)
-
-
 def twin(backbone, side):
     """timm's own model with the same weights for images of that size; without the class token it has one of no rows."""
     model = timm.create_model("pit_s_224", num_classes=0, img_size=side, **TINY).double().eval()
@@ -51,7 +39,7 @@ def twin(backbone, side):
 @pytest.mark.parametrize("options", [{}, WITHOUT], ids=["class token", "without"])
 @pytest.mark.parametrize("side, grids", [(64, (7, 4, 2)), (96, (11, 6, 3)), (75, (8, 4, 2)), (32, (3, 2, 1))])
 def test_every_stage_is_timms_at_the_native_and_other_sizes(options, side, grids):
-    backbone, x = stirred(tiny(**options)), images(side)
+    backbone, x = stirred(tiny(**options), by=0.2), images(side)
     tokens = backbone(x, layers=(0, 1, 2, 3, -1))
     model = twin(backbone, side)
     torch.testing.assert_close(tokens.stages[0], model.patch_embed(x) + model.pos_embed, rtol=1e-11, atol=1e-11)
@@ -67,7 +55,7 @@ def test_every_stage_is_timms_at_the_native_and_other_sizes(options, side, grids
 
 def test_the_class_token_is_kept_where_it_is_not_dropped():
     """The last norm of timm's is the class token's: it is ours as well."""
-    backbone = stirred(tiny())
+    backbone = stirred(tiny(), by=0.2)
     model = twin(backbone, 64)
     assert backbone.cls_token.shape == (1, 1, 8) and torch.equal(model.norm.weight, backbone.norm.weight)
     bare = tiny(**WITHOUT)
@@ -82,7 +70,7 @@ def test_the_class_token_is_kept_where_it_is_not_dropped():
 
 @pytest.mark.parametrize("position", ["size", "offset_always"])
 def test_positions_are_resampled_as_a_transformers_are(position):
-    backbone = stirred(tiny(position=position))
+    backbone = stirred(tiny(position=position), by=0.2)
     x = images(96)
     table = position_table(backbone.pos_embed.flatten(2).transpose(1, 2), (7, 7), (11, 11), position)
     expected = backbone.patch_embed(x).flatten(2).transpose(1, 2) + table
@@ -103,7 +91,7 @@ def test_parameters_of_the_paper_and_of_the_release():
 
 
 def test_drop_path_belongs_to_the_sample_and_leaves_the_shortcut(monkeypatch):
-    backbone, x, keys = stirred(tiny(drop_path=0.5)).train(), images(count=6), draws.mix(1, torch.arange(6))
+    backbone, x, keys = stirred(tiny(drop_path=0.5), by=0.2).train(), images(count=6), draws.mix(1, torch.arange(6))
     whole = backbone(x, drop_key=keys).patches
     parts = torch.cat([backbone(x[:2], drop_key=keys[:2]).patches, backbone(x[2:], drop_key=keys[2:]).patches])
     torch.testing.assert_close(whole, parts, rtol=1e-12, atol=1e-12)
@@ -120,17 +108,13 @@ def test_drop_path_belongs_to_the_sample_and_leaves_the_shortcut(monkeypatch):
 def test_every_parameter_gets_a_gradient(options, classifier, more):
     backbone = tiny(drop_path=0.1, **options)
     encoder = Encoder(backbone, SimPool(32, gamma=1.25), norm="before").double().train()
-    head = CLASSIFIERS[classifier](encoder, 5, **more).double().train()
-    features = encoder(images(count=4), layers=head.layers, drop_key=torch.arange(4))
-    head.losses(features, torch.eye(5, dtype=torch.float64)[:4], nn.functional.cross_entropy, drop_key=torch.arange(4))["loss"].backward()
-    for name, parameter in [*encoder.named_parameters(), *head.named_parameters()]:
-        assert not parameter.requires_grad or parameter.grad is not None and parameter.grad.isfinite().all(), name
+    assert_every_parameter_gets_a_gradient(encoder, classifier, **more)
 
 
 @pytest.mark.parametrize("pooling", ["simpool", "gap"])
 def test_an_encoder_and_its_description(pooling):
     backbone = tiny(drop_path=0.1, position="size", **WITHOUT)
-    encoder = stirred(Encoder(backbone, POOLINGS[pooling](32), norm="before"))
+    encoder = stirred(Encoder(backbone, POOLINGS[pooling](32), norm="before"), by=0.2)
     features = encoder(images(96), layers=(0, 3))
     raw = backbone(images(96))
     torch.testing.assert_close(features.patches, encoder.norm(raw.patches))

@@ -11,6 +11,7 @@ import dataclasses
 import hashlib
 import os
 import re
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -24,6 +25,7 @@ from maskwise.functional.errors import UserError
 from maskwise.functional.resample import resize_image
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
+_BEGINNING = threading.Lock()
 _NAME = re.compile(r"(?:pooled|vectors|patch_mean|patches|keys|attention|(?:cls|mean)\d*)")
 
 
@@ -233,7 +235,7 @@ def read(
         return (torch.tensor([i for i, _ in kept]), torch.stack([image for _, image in kept])) if kept else None
 
     chunks = torch.split(index, batch_size) if len(index) else ()
-    with ThreadPoolExecutor(max_workers=threads or min(16, os.cpu_count() or 1)) as pool:
+    with ThreadPoolExecutor(max_workers=threads or min(16, os.cpu_count() or 1), initializer=_begin_thread) as pool:
         ahead: collections.deque = collections.deque()
         for chunk in chunks:
             ahead.append([(i, pool.submit(one, i)) for i in chunk.tolist()])
@@ -242,6 +244,12 @@ def read(
         while ahead:
             if batch := collect(ahead.popleft()):
                 yield batch
+
+
+def _begin_thread() -> None:
+    # A forked process makes torch's own pool anew when a thread first asks for it; two that ask at once find none ("Invalid thread pool!").
+    with _BEGINNING:
+        torch.get_num_threads()
 
 
 @contextlib.contextmanager

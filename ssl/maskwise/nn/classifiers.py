@@ -36,7 +36,7 @@ class LinearClassifier(nn.Module):
         self.classes = classes
         self.dropout = KeyedDropout(dropout)
         self.linear = nn.Linear(encoder.dim, classes)
-        nn.init.trunc_normal_(self.linear.weight, std=0.02)
+        nn.init.normal_(self.linear.weight, std=0.02)
         nn.init.zeros_(self.linear.bias)
 
     def forward(self, features: Features, drop_key: Tensor | None = None) -> Tensor:

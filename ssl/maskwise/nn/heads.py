@@ -68,7 +68,7 @@ class ProjectionHead(nn.Module):
         self.mlp = nn.Sequential(*trunk)
         for layer in self.mlp:
             if isinstance(layer, nn.Linear):
-                nn.init.trunc_normal_(layer.weight, std=0.02)
+                nn.init.normal_(layer.weight, std=0.02)
                 nn.init.zeros_(layer.bias)
         self.last_layer = WeightNormLinear(bottleneck, prototypes)
         self.last_layer2 = WeightNormLinear(bottleneck, patch_prototypes) if patch_prototypes else None

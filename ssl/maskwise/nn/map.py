@@ -145,9 +145,9 @@ class MAPHead(nn.Module):
 
 @torch.no_grad()
 def initialise(part: nn.Module | None) -> None:
-    """Linear layers and 1x1 convolutions trunc-normal .02 with biases 0, as the reference's ConvNeXt starts."""
+    """Linear layers and 1x1 convolutions normal .02 with biases 0, as the reference's ConvNeXt starts."""
     for module in () if part is None else part.modules():
         if isinstance(module, (nn.Linear, nn.Conv1d, nn.Conv2d)):
-            nn.init.trunc_normal_(module.weight, std=0.02)
+            nn.init.normal_(module.weight, std=0.02)
             if module.bias is not None:
                 nn.init.zeros_(module.bias)

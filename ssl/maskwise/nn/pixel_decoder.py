@@ -20,7 +20,7 @@ class PixelDecoder(nn.Module):
         self.neighbours = nn.Conv2d(dim, dim, 3, padding=1)
         self.pixels = nn.Linear(dim, 3 * self.patch_size[0] * self.patch_size[1])
         for layer in (self.neighbours, self.pixels):
-            nn.init.trunc_normal_(layer.weight, std=0.02)
+            nn.init.normal_(layer.weight, std=0.02)
             nn.init.zeros_(layer.bias)
 
     def forward(self, patches: Tensor, grid: tuple[int, int]) -> Tensor:

@@ -135,10 +135,10 @@ def initialise(model: nn.Module) -> None:
     """Draw weights as attmask.md 1.1; norms, layer scales and the patch convolution keep the framework's values."""
     for module in model.modules():
         if isinstance(module, nn.Linear):
-            nn.init.trunc_normal_(module.weight, std=0.02)
+            nn.init.normal_(module.weight, std=0.02)
             if module.bias is not None:
                 nn.init.zeros_(module.bias)
     for table in (model.cls_token, model.reg_token, model.pos_embed):
         if table is not None:
-            nn.init.trunc_normal_(table, std=0.02)
+            nn.init.normal_(table, std=0.02)
 

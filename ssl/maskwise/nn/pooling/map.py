@@ -40,7 +40,7 @@ class MAPPooling(Pooling):
             dim, groups, tokens, gram, gram_width or widest, gram_groups, embed, num_heads, talking, keys, None, mlp_ratio, mlp_groups, dropout=0.0
         )  # fmt: skip
         for group in () if gram else self.map.groups:
-            nn.init.trunc_normal_(group.source.token, std=0.02)
+            nn.init.normal_(group.source.token, std=0.02)
 
     def pool(self, x: Tensor, grid) -> Pooled:
         """What the tokens gather."""

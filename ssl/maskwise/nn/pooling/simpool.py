@@ -125,7 +125,7 @@ class SimPool(Several):
             return
         layer = nn.Linear(self.dim, self.dim, bias=False)
         if self.weight_start != "uniform":
-            nn.init.trunc_normal_(layer.weight, std=0.02)
+            nn.init.normal_(layer.weight, std=0.02)
         home.add_module(f"w{name}", layer)
 
     def arguments(self) -> dict[str, object]:

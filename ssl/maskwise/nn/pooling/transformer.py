@@ -58,7 +58,7 @@ class CaiT(Pooling):
             raise UserError(f"pooling.blocks={blocks} is out of range: choose 1 or more")
         self.num_heads, self.blocks, self.layer_scale = self.heads_of(num_heads), blocks, layer_scale
         self.cls_token = nn.Parameter(torch.empty(1, 1, dim))
-        nn.init.trunc_normal_(self.cls_token, std=0.02)
+        nn.init.normal_(self.cls_token, std=0.02)
         self.layers = nn.ModuleList(ClassAttention(dim, num_heads, layer_scale) for _ in range(blocks))
         self.norm = nn.LayerNorm(dim)
 
@@ -81,7 +81,7 @@ class ClassAttention(nn.Module):
         self.fc1, self.fc2 = nn.Linear(dim, 4 * dim), nn.Linear(4 * dim, dim)
         self.gamma_1, self.gamma_2 = (nn.Parameter(torch.full((dim,), layer_scale)) for _ in range(2))
         for layer in (self.wq, self.wk, self.wv, self.proj, self.fc1, self.fc2):
-            nn.init.trunc_normal_(layer.weight, std=0.02)
+            nn.init.normal_(layer.weight, std=0.02)
             nn.init.zeros_(layer.bias)
 
     def forward(self, u: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,10 +1,11 @@
 """The weights that a network starts with: a seed means the same ones under every torch, and none is absurd."""
 
+import functools
 import types
 
 import pytest
 import torch
-from maskwise.nn import CLASSIFIERS, POOLINGS, Backbone, ProjectionHead, timm_models
+from maskwise.nn import CLASSIFIERS, POOLINGS, Backbone, ProjectionHead, maps
 from maskwise.nn.map import initialise as map_initialise
 from maskwise.nn.pixel_decoder import PixelDecoder
 from maskwise.nn.transformer import initialise
@@ -58,9 +59,38 @@ def test_no_weight_starts_a_hundred_deviations_out(name, seed, monkeypatch):
         return dict(Backbone(name).named_parameters())
 
     ours = drawn()
-    monkeypatch.setattr(timm_models, "draw_outliers_again_", lambda model: None)
+    monkeypatch.setattr(maps, "draw_outliers_again_", lambda model: None)
     left = drawn()
     assert any((value.abs() == 2).any() for value in left.values()), "this seed shows nothing under this timm: choose another"
     for key, value in ours.items():
         same = left[key].abs() != 2
         assert torch.equal(value[same], left[key][same]) and value[~same].abs().lt(0.12).all() and value[~same].ne(0).all(), key
+
+
+FAMILIES = ("vit_tiny_patch16_224", "eva02_tiny_patch14_224", "resnet18", "convnext_atto", "swin_tiny_patch4_window7_224", "swinv2_tiny_window8_256",
+            "pit_ti_224", "mixer_s32_224", "resmlp_12_224", "maxvit_rmlp_pico_rw_256", "mobilenetv1_100", "efficientnet_b0")  # fmt: skip
+
+
+@pytest.fixture
+def memory_of_nan():
+    """Memory that nobody fills holds NaN."""
+    before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    assert torch.empty(3).isnan().all()
+    yield
+    torch.use_deterministic_algorithms(before[0], warn_only=before[1])
+
+
+@pytest.mark.parametrize("make", [*(functools.partial(Backbone, name) for name in FAMILIES), *(functools.partial(POOLINGS[name], 24) for name in POOLINGS)],
+                         ids=[*FAMILIES, *POOLINGS])  # fmt: skip
+def test_every_weight_was_drawn(make, memory_of_nan):
+    """None is memory that nobody filled, and the generator's state does not depend on such memory."""
+    torch.manual_seed(3)
+    made = make()
+    state = torch.get_rng_state()
+    torch.use_deterministic_algorithms(False)
+    torch.manual_seed(3)
+    again = make()
+    assert torch.equal(torch.get_rng_state(), state)
+    for (name, value), (_, other) in zip(made.state_dict().items(), again.state_dict().items()):
+        assert value.isfinite().all() and torch.equal(value, other), name

@@ -27,6 +27,7 @@ class MapBackbone(Backbone):
             raise UserError(f"backbone.class_token=True is not to be set: {self.name} has none")
         if self.position != "offset" and "position" not in anatomy.TAKES:
             raise UserError(f"backbone.position={self.position} is not to be set: {self.name} has no position table")
+        draw_outliers_again_(model)
         if weights is not None:
             load_maps(model, anatomy.translate, weights, anatomy.CLASSIFIER)
         self.stage_dims = tuple(anatomy.widths(model))
@@ -107,3 +108,14 @@ class MapBackbone(Backbone):
         if not ANATOMIES[self.kind].MASKS:
             raise UserError(f"{self.name} has no patch tokens to hide: choose a Vision Transformer or a Swin, or no mask")
         return swin.hide(x, mask, self.mask_token.to(x.dtype) if self.has_mask_token else x.new_zeros(()), grid, self.patch_size[0] // self.stem_patch)
+
+
+@torch.no_grad()
+def draw_outliers_again_(model: nn.Module) -> None:
+    """Draw anew what timm's truncated normal left at its bounds of -2 and 2, a hundred standard deviations out: one weight in 17 million.
+
+    Its uniform draw may be -1 to the bit, whose inverse error function is infinite; a ConvNeXt-S starts with two to four such weights.
+    """
+    for weight in model.parameters():
+        if not weight.is_meta and (outside := weight.abs() == 2).any():
+            weight[outside] = 0.02 * torch.randn(int(outside.sum()))

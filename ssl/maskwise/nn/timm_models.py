@@ -80,19 +80,7 @@ def build(name, image_size, patch_size, class_token, timm_args) -> nn.Module:
         anatomy.alter(model, **own)
     if class_token is False and hasattr(anatomy, "drop_class_token"):
         anatomy.drop_class_token(model)
-    draw_outliers_again_(model)
     return model
-
-
-@torch.no_grad()
-def draw_outliers_again_(model: nn.Module) -> None:
-    """Draw anew what timm's truncated normal left at its bounds of -2 and 2, a hundred standard deviations out: one weight in 17 million.
-
-    Its uniform draw may be -1 to the bit, whose inverse error function is infinite; a ConvNeXt-S starts with two to four such weights.
-    """
-    for weight in model.parameters():
-        if not weight.is_meta and (outside := weight.abs() == 2).any():
-            weight[outside] = 0.02 * torch.randn(int(outside.sum()))
 
 
 def anatomy_of(name: str):

@@ -1,11 +1,9 @@
 """Unreadable images over a run and over its ranks: counted, listed, and too many of them."""
 
-import os
-import socket
-import subprocess
 import sys
 from pathlib import Path
 
+import pair
 import pytest
 from engine.tiny_method import Stream, trainer
 
@@ -80,14 +78,7 @@ def test_what_ends_a_stream_is_listed_first(tmp_path):
 
 
 def test_two_ranks_count_together_and_stop_together(tmp_path):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    children = []
-    for rank in range(2):
-        environment = {"PYTHONPATH": os.pathsep.join(sys.path), "RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-        children.append(subprocess.Popen([sys.executable, __file__, str(tmp_path)], env={**os.environ, **environment}, stdout=subprocess.PIPE, text=True))
-    said = [child.communicate(timeout=120)[0].strip() for child in children]
+    said = [out.strip() for out, _ in pair.end(pair.start(__file__, tmp_path))]
     assert said[0] == said[1] and said[0].startswith("12 of the ")  # six on each: neither alone would have stopped
     listed = (tmp_path / "bad_images.txt").read_text().splitlines()
     assert listed == [f"{rank}/{k}.jpg\tcut short" for rank in range(2) for k in range(6)]

@@ -7,9 +7,9 @@ import os
 import resource
 import shutil
 import signal
-import subprocess
 import sys
 
+import pair
 import pytest
 import torch
 from engine.test_checkpoint import moments, names, save, tensors
@@ -214,18 +214,8 @@ def test_a_slow_disk_changes_nothing(tmp_path, monkeypatch):
 
 def test_a_failed_save_is_told_to_every_rank(tmp_path):
     """Rank 0 alone writes and fails; rank 1 must not wait for it."""
-    import socket
-
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    shared = {"PYTHONPATH": os.pathsep.join(sys.path), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": "1"}
     (tmp_path / "checkpoints").write_text("a file where the folder should be")
-    children = [
-        subprocess.Popen([sys.executable, __file__, str(tmp_path)], env={**os.environ, **shared, "RANK": str(rank)}, stdout=subprocess.PIPE, text=True)
-        for rank in range(2)
-    ]
-    told = [child.communicate(timeout=120)[0].strip() for child in children]
+    told = [out.strip() for out, _ in pair.end(pair.start(__file__, tmp_path))]
     assert told[0].startswith("cannot write the checkpoint") and "(Not a directory)" in told[0] and told[1].startswith("rank 0 cannot write the checkpoint")
 
 

@@ -4,13 +4,12 @@ import dataclasses
 import json
 import os
 import signal
-import socket
-import subprocess
 import sys
 import threading
 from pathlib import Path
 
 import numpy
+import pair
 import pytest
 import torch
 from engine.tiny_method import Stream, trainer
@@ -197,15 +196,8 @@ def test_a_logged_line_is_json_though_its_loss_is_no_number(tmp_path):
 
 
 def test_one_rank_is_told_and_all_stop_at_the_same_step(tmp_path):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
     for expected in ("preempted 4", "complete 12"):
-        children = []
-        for rank in range(2):
-            environment = {"PYTHONPATH": os.pathsep.join(sys.path), "RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-            children.append(subprocess.Popen([sys.executable, __file__, str(tmp_path)], env={**os.environ, **environment}, stdout=subprocess.PIPE, text=True))
-        assert [child.communicate(timeout=120)[0].strip() for child in children] == [expected] * 2
+        assert [out.strip() for out, _ in pair.end(pair.start(__file__, tmp_path))] == [expected] * 2
     assert [line["step"] for line in lines(tmp_path) if "loss" in line] == [2, 4, 6, 8, 10, 12]
 
 

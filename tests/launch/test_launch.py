@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -196,3 +197,31 @@ def test_two_ranks_are_really_told_to_stop(stubs, launched, script, number):
         assert not (run / "preempted").exists()
         again.send_signal(number)
         assert again.wait(400) == 0 and int((run / "preempted").read_text()) > step
+
+
+OTHER_PYTHON = """#!/usr/bin/env bash
+echo "$*" >> "$RECORD"
+case "$*" in
+    *version_info*) case "$*" in *%d.%d*) echo 3.99 ;; esac ;;
+    "-m venv "*) mkdir -p "$3/bin"; cp "$0" "$3/bin/python" ;;
+    "-c from importlib.metadata import version; version("*) exit 1 ;;  # no torch yet
+esac
+"""
+
+
+def test_another_python_and_torch_have_an_environment_of_their_own(tmp_path):
+    shutil.copytree(ROOT / "launch", tmp_path / "launch")
+    for name in ("setup.cfg", "pyproject.toml"):
+        shutil.copy(ROOT / name, tmp_path / name)
+    python = tmp_path / "python3.99"
+    python.write_text(OTHER_PYTHON)
+    python.chmod(0o755)
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("MASKWISE")} | {"RECORD": str(tmp_path / "record")}
+    script = ["bash", str(tmp_path / "launch" / "versions.sh")]
+    done = subprocess.run([*script, str(python), "9.8.7", "-k", "nothing"], env=environment, capture_output=True, text=True)
+    said = (tmp_path / "record").read_text()
+    assert done.returncode == 0, done.stderr
+    assert f"-m venv {tmp_path}/.venv-3.99-torch9.8.7\n" in said and "install -qq torch==9.8.7\n" in said
+    assert said.splitlines()[-1] == "-m pytest -q -m not slow and not gpu -k nothing"
+    refused = subprocess.run(script, env=environment, capture_output=True, text=True)
+    assert refused.returncode == 2 and refused.stderr.count("\n") == 1 and "INTERPRETER TORCH" in refused.stderr

@@ -94,3 +94,17 @@ def test_every_weight_was_drawn(make, memory_of_nan):
     assert torch.equal(torch.get_rng_state(), state)
     for (name, value), (_, other) in zip(made.state_dict().items(), again.state_dict().items()):
         assert value.isfinite().all() and torch.equal(value, other), name
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_what_lay_in_memory_draws_nothing(name, monkeypatch):
+    """Weights that timm leaves for us to draw may hold anything until then, twos among it."""
+
+    def state():
+        torch.manual_seed(3)
+        Backbone(name)
+        return torch.get_rng_state()
+
+    plain, empty = state(), torch.empty
+    monkeypatch.setattr(torch, "empty", lambda *size, **options: empty(*size, **options).fill_(2))
+    assert torch.equal(state(), plain)

@@ -176,7 +176,7 @@ def test_position_goldens_reach_the_tokens(options, position, expected):
         backbone.patch_embed.proj.bias.zero_()
         backbone.pos_embed[:, backbone.table_prefix :] = torch.sin(0.3 * a + 0.5 * b).reshape(1, 196, 1)
     x = backbone._embed(torch.zeros(1, 3, 96, 96), None, (6, 6))[:, backbone.num_prefix :, 0].reshape(6, 6)
-    assert [round(x[i, j].item(), 6) for i, j in ((0, 0), (1, 1), (2, 3), (5, 5))] == pytest.approx(expected, abs=2e-6)
+    assert [round(x[i, j].item(), 6) for i, j in ((0, 0), (1, 1), (2, 3), (5, 5))] == pytest.approx(expected, abs=1.5e-6)
     native = backbone._embed(torch.zeros(1, 3, 224, 224), None, (14, 14))[:, backbone.num_prefix :, 0]
     assert torch.equal(native[0], torch.sin(0.3 * a + 0.5 * b).flatten())  # fact 24: an equal grid takes the table as it is
 

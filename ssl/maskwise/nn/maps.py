@@ -27,8 +27,9 @@ class MapBackbone(Backbone):
             raise UserError(f"backbone.class_token=True is not to be set: {self.name} has none")
         if self.position != "offset" and "position" not in anatomy.TAKES:
             raise UserError(f"backbone.position={self.position} is not to be set: {self.name} has no position table")
-        draw_outliers_again_(model)
-        if weights is not None:
+        if weights is None:
+            draw_outliers_again_(model)
+        else:
             load_maps(model, anatomy.translate, weights, anatomy.CLASSIFIER)
         self.stage_dims = tuple(anatomy.widths(model))
         self.dim, self.depth = self.stage_dims[-1], len(anatomy.blocks(model))

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# From nothing to a pretrained encoder with its numbers and pictures: `bash launch/quickstart.sh [RUN_FOLDER]`.
-# Interrupted, the same command goes on where it stopped.
+# Install, pretrain on embedded images, evaluate, draw and export: `bash launch/quickstart.sh [RUN_FOLDER]`.
+# After an interruption the same command continues.
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 run="${1:-runs/quickstart}"
 set --

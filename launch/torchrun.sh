@@ -1,24 +1,26 @@
 #!/usr/bin/env bash
-# One node, one process a GPU: `bash launch/torchrun.sh RECIPE --out DIR [key=value ...]`. PROCESSES=n overrides the number
-# (CPU: 1). A run told to stop (SIGTERM, SIGUSR1) saves, leaves the file `preempted` in DIR and counts as a success here.
+# One node, one process per GPU: `bash launch/torchrun.sh RECIPE --out DIR [key=value ...]`.
+# PROCESSES=n sets the number of processes (default on a CPU: 1). A run stopped by SIGTERM or SIGUSR1 saves, writes the
+# file `preempted` into DIR and exits with status 0.
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 arguments=("$@")
 set --
 source launch/env.sh
-if [ "${#arguments[@]}" -eq 0 ]; then maskwise_fail "usage: bash launch/torchrun.sh RECIPE --out DIR [key=value ...]"; fi
+if [ "${#arguments[@]}" -eq 0 ]; then
+    maskwise_fail "usage: bash launch/torchrun.sh RECIPE --out DIR [key=value ...]"
+fi
 
 out="$(maskwise_run_folder "${arguments[@]}")"
 if [ -n "$out" ]; then rm -f "$out/preempted"; fi
 
-processes="${PROCESSES:-$("$PYTHON" -c 'import torch; print(max(1, torch.cuda.device_count()))')}"
-if [ -z "${OMP_NUM_THREADS:-}" ]; then
-    export OMP_NUM_THREADS=$(( $(getconf _NPROCESSORS_ONLN) / processes > 0 ? $(getconf _NPROCESSORS_ONLN) / processes : 1 ))
-fi
+processes="$(maskwise_processes)"
+OMP_NUM_THREADS="$(maskwise_threads "$processes")"
+export OMP_NUM_THREADS
 
-# In a session of its own, so that Ctrl-C comes to this script alone. Where torchrun is signalled itself, it has 30 s of patience with its ranks unless told:
-# too short for a large checkpoint, or for an evaluation under way.
-apart="$(command -v setsid || true)"
+# setsid: Ctrl-C reaches this script only, which forwards it. torchrun's default shutdown timeout of 30 s is too short
+# for a large checkpoint or a running evaluation.
+detach="$(command -v setsid || true)"
 export PET_SHUTDOWN_TIMEOUT="${PET_SHUTDOWN_TIMEOUT:-600}"
-$apart "$PYTHON" -m torch.distributed.run --standalone --nnodes 1 --nproc-per-node "$processes" \
+$detach "$PYTHON" -m torch.distributed.run --standalone --nnodes 1 --nproc-per-node "$processes" \
     --signals-to-handle SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1 -m maskwise train "${arguments[@]}" &
-maskwise_wait "$!" "$out" maskwise_tell
+maskwise_wait "$!" "$out" maskwise_signal_ranks

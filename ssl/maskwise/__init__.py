@@ -5,14 +5,15 @@ from types import ModuleType
 
 import maskwise.export  # empty until one of its modules is asked for
 
-__version__ = "0.1.0"
+__version__ = "0.2.0.dev0"
 
 HOMES = {
-    "load": "maskwise.export.layouts",
+    "load": "maskwise.export.load",
     "push_to_hub": "maskwise.export.release",
-    "read_recipe": "maskwise.recipe",
+    "read_recipe": "maskwise.recipe.reading",
     "train": "maskwise.build",
-    "evaluate": "maskwise.verbs",
+    "evaluate": "maskwise.api",
+    "embed": "maskwise.build.embedding",
     "Backbone": "maskwise.nn",
     "Encoder": "maskwise.nn",
     "Features": "maskwise.nn",
@@ -31,7 +32,10 @@ class Exporting(ModuleType):
     """The package `maskwise.export`, which is also the function of that name."""
 
     def __call__(self, model, folder, **options):
-        """Write an encoder, or what `maskwise.load` accepts, as a folder; returns it. Options: `maskwise.export.release.export`."""
+        """Write an encoder, or what `maskwise.load` accepts, as a folder; returns it.
+
+        Options: those of `maskwise.export.release.export`.
+        """
         from maskwise.export.release import export
 
         return export(model, folder, **options)

@@ -2,7 +2,7 @@
 
 import sys
 
-from maskwise.cli import main
+from maskwise.cli.main import main
 
 if __name__ == "__main__":
     sys.exit(main())

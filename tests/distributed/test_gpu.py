@@ -1,4 +1,4 @@
-"""What only a GPU can show: an NCCL group, CUDA tensors between gloo ranks and split weights, each equal to the plain run."""
+"""Runs on a GPU with NCCL, gloo and sharded weights equal a run of one process."""
 
 import os
 import socket
@@ -10,16 +10,26 @@ import pytest
 import torch
 
 pytestmark = pytest.mark.gpu
-STEPS, RELATIVE = 6, 2e-5  # cuBLAS adds in an order of its own for every shape
+STEPS, RELATIVE = 6, 2e-5  # the order of summation of cuBLAS depends on the shape
 
 
 def start(kind, folder, ranks):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
-    shared = {"PYTHONPATH": os.pathsep.join(sys.path), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "CUBLAS_WORKSPACE_CONFIG": ":4096:8"}
+    shared = {
+        "PYTHONPATH": os.pathsep.join(sys.path),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": port,
+        "CUBLAS_WORKSPACE_CONFIG": ":4096:8",
+    }
     children = [
-        subprocess.Popen([sys.executable, __file__, kind, str(folder / f"{kind}{rank}.pt"), str(rank), str(ranks)], env={**os.environ, **shared}, stderr=subprocess.PIPE, text=True)
+        subprocess.Popen(
+            [sys.executable, __file__, kind, str(folder / f"{kind}{rank}.pt"), str(rank), str(ranks)],
+            env={**os.environ, **shared},
+            stderr=subprocess.PIPE,
+            text=True,
+        )
         for rank in range(ranks)
     ]
     ends = [(child.communicate(timeout=300)[1], child.returncode) for child in children]
@@ -28,31 +38,31 @@ def start(kind, folder, ranks):
 
 
 @pytest.fixture(scope="module")
-def plain(tmp_path_factory):
+def single_process(tmp_path_factory):
     [losses] = start("plain", tmp_path_factory.mktemp("plain"), 1)
     assert losses.isfinite().all() and (losses[0] != losses[-1]).all()
     return losses
 
 
 @pytest.mark.parametrize(("kind", "ranks"), [("nccl", 1), ("nccl split", 1), ("gloo", 2), ("gloo split", 2)])
-def test_groups_on_one_gpu_equal_the_plain_run(plain, tmp_path, kind, ranks):
+def test_groups_on_one_gpu_equal_a_single_process(single_process, tmp_path, kind, ranks):
     for losses in start(kind, tmp_path, ranks):
-        torch.testing.assert_close(losses, plain, rtol=RELATIVE, atol=0)
+        torch.testing.assert_close(losses, single_process, rtol=RELATIVE, atol=0)
 
 
-@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="two ranks of NCCL want two GPUs")
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="two ranks of NCCL need two GPUs")
 @pytest.mark.parametrize("kind", ["nccl", "nccl split"])
-def test_two_gpus_equal_the_plain_run(plain, tmp_path, kind):
+def test_two_gpus_equal_a_single_process(single_process, tmp_path, kind):
     for losses in start(kind, tmp_path, 2):
-        torch.testing.assert_close(losses, plain, rtol=RELATIVE, atol=0)
+        torch.testing.assert_close(losses, single_process, rtol=RELATIVE, atol=0)
 
 
-def speak(kind, file, rank, ranks):
-    """Losses of a few steps of the method of test_shard; a group of one is a group all the same."""
+def run_rank(kind, file, rank, ranks):
+    """Save the losses of a few steps; a process group of one rank is a group, too."""
     import torch.distributed as dist
 
+    from distributed.test_fsdp import build, part
     from maskwise.distributed.world import World
-    from tests.distributed.test_shard import build, part
 
     backend = "gloo" if kind.startswith("gloo") else "cpu:gloo,cuda:nccl"
     device = torch.device("cuda", 0 if kind.startswith("gloo") else rank)
@@ -68,7 +78,9 @@ def speak(kind, file, rank, ranks):
     for step in range(STEPS):
         generator = torch.Generator().manual_seed(step)
         crops = torch.randn(16, 3, 32, 32, generator=generator), torch.randn(16, 3, 16, 16, generator=generator)
-        answer = trainer.step(*(part(each, 2, world).to(device) for each in crops), part(torch.arange(8) * 7 + step, 1, world))
+        answer = trainer.step(
+            *(part(crop, 2, world).to(device) for crop in crops), part(torch.arange(8) * 7 + step, 1, world)
+        )
         means = torch.stack([answer[key].double() for key in ("cls", "patch")])
         losses.append((world.all_sum(means) / ranks).cpu())
     torch.save(torch.stack(losses), file)
@@ -77,4 +89,4 @@ def speak(kind, file, rank, ranks):
 
 
 if __name__ == "__main__":
-    speak(sys.argv[1], Path(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4]))
+    run_rank(sys.argv[1], Path(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4]))

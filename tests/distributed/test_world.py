@@ -1,5 +1,6 @@
-"""The world: alone, and what two ranks say to each other."""
+"""World: a single process, and collective operations of two ranks."""
 
+import inspect
 import os
 import socket
 import subprocess
@@ -10,11 +11,12 @@ import torch
 from torch import nn
 
 from maskwise.distributed import world as world_module
+from maskwise.distributed.rendezvous import taken
 from maskwise.distributed.world import World
-from maskwise.functional.errors import UserError
+from maskwise.errors import UserError
 
 
-def test_alone_there_is_no_process_group(monkeypatch):
+def test_single_process_has_no_process_group(monkeypatch):
     for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
         monkeypatch.delenv(name, raising=False)
     world = World.start("cpu")
@@ -29,13 +31,12 @@ def test_alone_there_is_no_process_group(monkeypatch):
 @pytest.mark.parametrize(
     ("environment", "device", "text"),
     [
-        ({"WORLD_SIZE": "two"}, "cpu", "must be integers"),
-        ({"WORLD_SIZE": "2"}, "cpu", "start with torchrun, or unset WORLD_SIZE"),
+        ({"WORLD_SIZE": "two"}, "cpu", "WORLD_SIZE=two is not a whole number"),
         ({}, "gpu", "unknown device 'gpu'"),
         ({}, "cuda:99", "this machine has"),
     ],
 )
-def test_mistakes_are_one_line(monkeypatch, environment, device, text):
+def test_user_errors_are_one_line(monkeypatch, environment, device, text):
     for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
         monkeypatch.delenv(name, raising=False)
     for name, value in environment.items():
@@ -45,14 +46,48 @@ def test_mistakes_are_one_line(monkeypatch, environment, device, text):
     assert "\n" not in str(caught.value)
 
 
-def test_a_group_that_was_left_is_not_taken_apart(monkeypatch):
-    left = []
-    monkeypatch.setattr(world_module, "LEFT", left)
+@pytest.mark.parametrize("rank", [0, 1])
+def test_port_of_another_program_is_named(monkeypatch, rank):
+    with socket.socket() as other:
+        other.bind(("", 0))
+        other.listen()
+        port = str(other.getsockname()[1])
+        variables = {"RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        for name, value in {**variables, "MASKWISE_TIMEOUT": "0.5"}.items():
+            monkeypatch.setenv(name, value)
+        for name in ("LOCAL_RANK", "TORCHELASTIC_USE_AGENT_STORE"):
+            monkeypatch.delenv(name, raising=False)
+        with pytest.raises(UserError) as caught:
+            World.start("cpu")
+    assert str(caught.value) == taken(port, "127.0.0.1" if rank else "this machine")
+
+
+class Gathered(World):
+    """Three ranks, of which the second and third have a problem."""
+
+    def gather_objects(self, value):
+        return [value, "no disk", "no images"]
+
+
+def test_all_ranks_raise_the_problem_of_the_lowest(monkeypatch):
+    World().raise_together("")
+    with pytest.raises(UserError, match="^mine$"):
+        World().raise_together("mine")
+    with pytest.raises(UserError, match="^no disk$"):
+        Gathered(0, 3).raise_together()
+
+
+def test_abandoned_process_group_is_not_destroyed(monkeypatch):
+    events = []
+    monkeypatch.setattr(world_module, "_KEEP_ALIVE", events)
     group = world_module.dist.GroupMember
     monkeypatch.setattr(world_module.dist, "is_initialized", lambda: True)
-    monkeypatch.setattr(world_module.dist, "destroy_process_group", lambda: left.append("destroyed"))
+    monkeypatch.setattr(world_module.dist, "destroy_process_group", lambda: events.append("destroyed"))
     World(0, 2).close()
-    assert left == [group.WORLD, "destroyed"]  # held before the others let go of it: its end joins a thread that may want the GIL
+    assert events == [
+        group.WORLD,
+        "destroyed",
+    ]  # a reference is taken first: destruction of the group joins a thread that may need the GIL
 
 
 def test_two_ranks():
@@ -62,9 +97,17 @@ def test_two_ranks():
     children = [
         subprocess.Popen(
             [sys.executable, __file__],
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2",
-                 "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port},
-            stderr=subprocess.PIPE, text=True,
+            env={
+                **os.environ,
+                "PYTHONPATH": os.pathsep.join(sys.path),
+                "RANK": str(rank),
+                "LOCAL_RANK": str(rank),
+                "WORLD_SIZE": "2",
+                "MASTER_ADDR": "127.0.0.1",
+                "MASTER_PORT": port,
+            },
+            stderr=subprocess.PIPE,
+            text=True,
         )
         for rank in range(2)
     ]
@@ -72,7 +115,19 @@ def test_two_ranks():
     assert all(code == 0 for _, code in ends), ends
 
 
-def conversation():
+def test_synchronized_batch_norms_keep_timms_activations():
+    import timm
+
+    network = nn.ModuleDict({"net": timm.create_model("efficientnet_b0"), "plain": nn.BatchNorm2d(3)})
+    made = World(0, 2, torch.device("cuda")).synchronize_batch_norm(network)
+    assert isinstance(made["net"].bn1, nn.SyncBatchNorm) and type(made["plain"]) is nn.SyncBatchNorm
+    x = torch.randn(1, 32, 4, 4)
+    module = made["net"].bn1
+    assert torch.equal(module.act(x.clone()), nn.functional.silu(x))
+    assert "self.act(" in inspect.getsource(type(module).forward)  # torch's SyncBatchNorm holds it and never calls it
+
+
+def run_rank():
     world = World.start("cpu")
     value = torch.full((2,), world.rank + 1.0)
     assert world.all_sum(value).tolist() == [3.0, 3.0] and value.tolist() == [world.rank + 1.0] * 2
@@ -91,9 +146,9 @@ def conversation():
     except UserError as error:
         assert "2 CPU ranks" in str(error)
     else:
-        raise AssertionError("batch norm on CPU ranks was let through")
+        raise AssertionError("batch norm on CPU ranks was accepted")
     world.barrier(), world.close()
 
 
 if __name__ == "__main__":
-    conversation()
+    run_rank()

@@ -1,15 +1,19 @@
-"""LAMB against timm's, and what it leaves alone."""
+"""LAMB against timm, SGD against torch, and skipped steps."""
 
 import pytest
 import torch
+from timm.optim.lamb import Lamb
+
 from maskwise.engine.lamb import LAMB
 from maskwise.engine.optim import SGD
-from timm.optim.lamb import Lamb
 
 
 def parameters(seed=0):
     generator = torch.Generator().manual_seed(seed)
-    return [torch.nn.Parameter(torch.randn(*shape, generator=generator, dtype=torch.float64)) for shape in ((4, 3), (5,), (2, 2))]
+    return [
+        torch.nn.Parameter(torch.randn(*shape, generator=generator, dtype=torch.float64))
+        for shape in ((4, 3), (5,), (2, 2))
+    ]
 
 
 def groups(tensors):
@@ -25,34 +29,37 @@ def drive(optimizer, tensors, steps=6):
     return [tensor.detach() for tensor in tensors]
 
 
-@pytest.mark.parametrize("options", [{}, {"betas": (0.8, 0.99), "eps": 1e-8}, {"max_grad_norm": None, "trust_clip": True, "always_adapt": True}])
-def test_it_is_timms(options):
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"betas": (0.8, 0.99), "eps": 1e-8}, {"max_grad_norm": None, "trust_clip": True, "always_adapt": True}],
+)
+def test_lamb_equals_timm(options):
     mine, theirs = parameters(), parameters()
-    found = drive(LAMB(groups(mine), lr=1e-2, **options), mine)
+    actual = drive(LAMB(groups(mine), lr=1e-2, **options), mine)
     expected = drive(Lamb(groups(theirs), lr=1e-2, **options), theirs)
-    for one, other in zip(found, expected):
-        torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-12)
+    for tensor, reference in zip(actual, expected):
+        torch.testing.assert_close(tensor, reference, rtol=1e-10, atol=1e-12)
 
 
 @pytest.mark.parametrize("kind", [LAMB, SGD])
-def test_a_skipped_step_moves_nothing_and_leaves_no_trace(kind):
-    mine, other = parameters(), parameters()
-    one, two = kind(groups(mine), lr=1e-2), kind(groups(other), lr=1e-2)
-    drive(one, mine, 2)
-    one.found_inf = torch.ones(())
+def test_skipped_step_changes_no_parameter_and_no_state(kind):
+    mine, theirs = parameters(), parameters()
+    optimizer, reference = kind(groups(mine), lr=1e-2), kind(groups(theirs), lr=1e-2)
+    drive(optimizer, mine, 2)
+    optimizer.found_inf = torch.ones(())
     for tensor in mine:
         tensor.grad = torch.full_like(tensor, float("nan"))
-    one.step()
-    one.found_inf = torch.zeros(())
-    again = drive(one, mine, 3)
-    drive(two, other, 2)
-    for tensor, expected in zip(again, drive(two, other, 3)):
+    optimizer.step()
+    optimizer.found_inf = torch.zeros(())
+    actual = drive(optimizer, mine, 3)
+    drive(reference, theirs, 2)
+    for tensor, expected in zip(actual, drive(reference, theirs, 3)):
         torch.testing.assert_close(tensor, expected, rtol=0, atol=0)
 
 
-def test_nesterov_is_torchs():
+def test_nesterov_equals_torch():
     mine, theirs = parameters(), parameters()
-    found = drive(SGD(mine, lr=0.1, weight_decay=2e-5, momentum=0.9, nesterov=True), mine)
+    actual = drive(SGD(mine, lr=0.1, weight_decay=2e-5, momentum=0.9, nesterov=True), mine)
     expected = drive(torch.optim.SGD(theirs, lr=0.1, weight_decay=2e-5, momentum=0.9, nesterov=True), theirs)
-    for one, other in zip(found, expected):
-        torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12)
+    for tensor, reference in zip(actual, expected):
+        torch.testing.assert_close(tensor, reference, rtol=1e-12, atol=1e-12)

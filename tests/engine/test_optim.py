@@ -1,4 +1,4 @@
-"""Optimizers, groups, clipping and the moving average against the references' numbers (attmask.md 1.8-1.10, facts 11-17)."""
+"""Optimizers, parameter groups, clipping and EMA against numbers of the released code."""
 
 import copy
 
@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from maskwise.engine import optim
-from maskwise.functional.errors import UserError
+from maskwise.errors import UserError
 
 BAD = torch.tensor(1.0)
 
@@ -47,13 +47,15 @@ def test_lars_with_a_zero_norm_takes_the_plain_step(zero):
     assert torch.equal(matrix.detach(), expected)
 
 
-def test_sgd_is_torchs_without_nesterov():
+def test_sgd_equals_torch_without_nesterov():
     torch.manual_seed(0)
     ours, theirs = (nn.Linear(3, 2).double() for _ in range(2))
     theirs.load_state_dict(ours.state_dict())
     pair = [
         optim.make_optimizer("sgd", optim.parameter_groups(ours), lr=0.1),
-        torch.optim.SGD([{"params": [theirs.weight], "weight_decay": 0.04}, {"params": [theirs.bias]}], lr=0.1, momentum=0.9),
+        torch.optim.SGD(
+            [{"params": [theirs.weight], "weight_decay": 0.04}, {"params": [theirs.bias]}], lr=0.1, momentum=0.9
+        ),
     ]
     pair[0].param_groups[0]["weight_decay"] = 0.04
     for _ in range(3):
@@ -66,7 +68,7 @@ def test_sgd_is_torchs_without_nesterov():
 
 
 @pytest.mark.parametrize("name", list(optim.OPTIMIZERS))
-def test_a_step_flagged_as_bad_moves_nothing_and_leaves_the_next_one_sound(name):
+def test_non_finite_step_changes_nothing_and_the_next_step_is_correct(name):
     torch.manual_seed(0)
     model = nn.Linear(3, 2)
     twin = copy.deepcopy(model)
@@ -85,7 +87,7 @@ def test_a_step_flagged_as_bad_moves_nothing_and_leaves_the_next_one_sound(name)
     torch.testing.assert_close(model.state_dict(), twin.state_dict())
 
 
-def test_adamw_keeps_the_frameworks_constants_and_is_fused():
+def test_adamw_uses_torch_defaults_and_is_fused():
     optimizer = optim.make_optimizer("adamw", optim.parameter_groups(nn.Linear(2, 2)))
     assert optimizer.defaults["betas"] == (0.9, 0.999)
     assert optimizer.defaults["eps"] == 1e-8
@@ -93,13 +95,13 @@ def test_adamw_keeps_the_frameworks_constants_and_is_fused():
     assert optimizer.param_groups[0]["lr"] == 0.0
 
 
-def test_an_unknown_optimizer_is_refused_with_the_choices():
+def test_unknown_optimizer_is_an_error_listing_the_choices():
     with pytest.raises(UserError, match="adamw, sgd, lars"):
         optim.make_optimizer("adam", optim.parameter_groups(nn.Linear(2, 2)))
 
 
 class Tokens(nn.Module):
-    """One parameter of each kind the rule has to tell apart."""
+    """One parameter of each kind that the weight-decay rule distinguishes."""
 
     def __init__(self):
         super().__init__()
@@ -112,21 +114,21 @@ class Tokens(nn.Module):
         self.frozen = nn.Parameter(torch.ones(3, 3), requires_grad=False)
 
 
-def test_tokens_tables_and_gains_are_decayed_biases_and_norms_are_not():
-    decayed, plain = optim.parameter_groups(Tokens())
+def test_tokens_and_position_tables_are_decayed_biases_and_norms_are_not():
+    decayed, undecayed = optim.parameter_groups(Tokens())
     assert decayed["names"] == ["cls_token", "pos_embed", "mask_token", "weight_g", "conv.weight"]
-    assert plain["names"] == ["norm.weight", "norm.bias", "conv.bias"]
-    assert decayed["weight_decay_on"] and not plain["weight_decay_on"]
+    assert undecayed["names"] == ["norm.weight", "norm.bias", "conv.bias"]
+    assert decayed["weight_decay_on"] and not undecayed["weight_decay_on"]
 
 
-def test_a_bias_of_two_dimensions_is_not_decayed():
+def test_two_dimensional_bias_is_not_decayed():
     module = nn.Module()
     module.inner = nn.Module()
     module.inner.bias = nn.Parameter(torch.zeros(2, 2))
     assert optim.parameter_groups(module)[1]["names"] == ["inner.bias"]
 
 
-def test_a_parameter_outside_every_group_is_named():
+def test_parameter_outside_every_group_is_named():
     module = Tokens()
     groups = optim.parameter_groups(module)
     optim.check_groups(module, groups)
@@ -135,7 +137,7 @@ def test_a_parameter_outside_every_group_is_named():
         optim.check_groups(module, groups)
 
 
-def test_a_frozen_model_is_refused():
+def test_frozen_model_is_an_error():
     with pytest.raises(UserError, match="frozen"):
         optim.parameter_groups(nn.Linear(2, 2).requires_grad_(False))
 
@@ -147,7 +149,7 @@ def gradients(*values):
     return parameters
 
 
-def test_each_tensor_is_clipped_on_its_own():
+def test_each_tensor_is_clipped_by_its_own_norm():
     parameters = gradients([3.0, 4.0], [0.6, 0.8], [18.0, 24.0])
     norms = optim.clip_per_tensor_([*parameters, nn.Parameter(torch.zeros(1))], 3.0)
     assert norms.tolist() == pytest.approx([5.0, 1.0, 30.0])
@@ -156,14 +158,14 @@ def test_each_tensor_is_clipped_on_its_own():
     assert [p.grad.norm().item() for p in parameters] == pytest.approx([3.0, 1.0, 3.0], abs=1e-6)
 
 
-def test_the_global_clip_scales_all_tensors_alike():
+def test_global_clip_scales_all_tensors_by_one_factor():
     parameters = gradients([3.0, 4.0], [12.0])
     assert optim.clip_global_(parameters, 6.5).item() == pytest.approx(13.0)
     assert parameters[0].grad.tolist() == pytest.approx([1.5, 2.0], rel=1e-6)
     assert parameters[1].grad.tolist() == pytest.approx([6.0], rel=1e-6)
 
 
-def test_the_average_moves_parameters_by_name_and_no_buffers():
+def test_ema_updates_parameters_by_name_and_no_buffers():
     torch.manual_seed(0)
     teacher, student = (nn.BatchNorm1d(4) for _ in range(2))
     nn.init.normal_(student.weight)
@@ -174,21 +176,21 @@ def test_the_average_moves_parameters_by_name_and_no_buffers():
     assert torch.equal(teacher.running_mean, torch.zeros(4))
 
 
-def test_the_average_obeys_its_flag_on_the_device():
+def test_ema_follows_the_finite_flag_on_the_device():
     student = [torch.randn(3, dtype=torch.float64) for _ in range(2)]
-    plain, good, bad = ([torch.ones(3, dtype=torch.float64) for _ in range(2)] for _ in range(3))
-    optim.ema_(plain, student, 0.996)
-    optim.ema_(good, student, 0.996, torch.tensor(True))
-    optim.ema_(bad, student, 0.996, torch.tensor(False))
-    torch.testing.assert_close(good, plain, rtol=1e-14, atol=0)
-    assert all(torch.equal(tensor, torch.ones(3, dtype=torch.float64)) for tensor in bad)
+    expected, finite, non_finite = ([torch.ones(3, dtype=torch.float64) for _ in range(2)] for _ in range(3))
+    optim.ema_(expected, student, 0.996)
+    optim.ema_(finite, student, 0.996, torch.tensor(True))
+    optim.ema_(non_finite, student, 0.996, torch.tensor(False))
+    torch.testing.assert_close(finite, expected, rtol=1e-14, atol=0)
+    assert all(torch.equal(tensor, torch.ones(3, dtype=torch.float64)) for tensor in non_finite)
 
 
-def test_the_average_wants_equal_names_but_for_the_mask_token():
-    one, two = torch.zeros(1), torch.ones(1)
-    optim.ema_({"a": one}, {"a": two, "backbone.mask_token": two}, 0.5)
-    assert one.item() == 0.5
+def test_ema_requires_equal_names_except_the_mask_token():
+    teacher, student = torch.zeros(1), torch.ones(1)
+    optim.ema_({"a": teacher}, {"a": student, "backbone.mask_token": student}, 0.5)
+    assert teacher.item() == 0.5
     with pytest.raises(ValueError, match="differ"):
-        optim.ema_({"a": one}, {"a": two, "b": two}, 0.5)
+        optim.ema_({"a": teacher}, {"a": student, "b": student}, 0.5)
     with pytest.raises(ValueError, match="differ"):
-        optim.ema_({"mask_token": one}, {}, 0.5)
+        optim.ema_({"mask_token": teacher}, {}, 0.5)

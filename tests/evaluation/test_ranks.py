@@ -2,9 +2,10 @@
 
 import json
 
-import pair
 import pytest
 import torch
+
+from support import pair
 
 NAMES = ("pooled", "cls2", "patches")
 PROBES = {
@@ -23,37 +24,58 @@ PROBES = {
 
 
 def measure(world, folder):
-    """Everything, as one rank sees it: features, those of a cache, and the probes' numbers."""
-    from evaluation.tiny_sets import Colours, sets, tiny_encoder
-    from maskwise.evaluation import EVALUATIONS, feature_store, features
+    """Return features, those of a cache, and the numbers of the probes, as computed by one rank."""
+    from maskwise.evaluation import EVALUATIONS
+    from maskwise.evaluation.features import cache, extract
+    from support.tiny_sets import Colors, sets, tiny_encoder
 
-    usual, feature_store.PART = feature_store.PART, 8
-    encoder, data = tiny_encoder("simpool", class_token=True), Colours(45, broken=(3, 8, 9, 10, 11, 12, 13, 14, 15))
-    plain = features.extract(encoder, data, NAMES, world=world, batch_size=8)
-    kept = [features.extract(encoder, data, NAMES, world=world, batch_size=8, cache=folder / "cache") for _ in range(2)]
-    feature_store.PART = usual
-    found = {f"{kind}/{name}": bank[name].clone() for kind, bank in (("plain", plain), ("cold", kept[0]), ("warm", kept[1])) for name in NAMES}
-    found["index"] = plain.index
-    truth = [{"bbx": torch.tensor([0.0, 0.0, 16.0, 16.0]), "easy": [i, i + 6], "hard": [i + 12], "junk": []} for i in range(6)]
-    others = {
-        "retrieval": {"query": Colours(6), "database": Colours(20, seed=1, broken=(5,)), "ground_truth": truth},
-        "copies": {"database": Colours(12, classes=12), "copies": {"strong": Colours(12, classes=12, seed=2, broken=(5,))}},
+    default, cache.PART = cache.PART, 8
+    encoder, data = tiny_encoder("simpool", class_token=True), Colors(45, broken=(3, 8, 9, 10, 11, 12, 13, 14, 15))
+    plain = extract.extract(encoder, data, NAMES, world=world, batch_size=8)
+    cached = [
+        extract.extract(encoder, data, NAMES, world=world, batch_size=8, cache=folder / "cache") for _ in range(2)
+    ]
+    cache.PART = default
+    features = {
+        f"{kind}/{name}": bank[name].clone()
+        for kind, bank in (("plain", plain), ("cold", cached[0]), ("warm", cached[1]))
+        for name in NAMES
     }
-    reports = {name: EVALUATIONS[row](encoder, others.get(name) or sets(48, 30, broken=(5,)), world, **options) for name, (row, options) in PROBES.items()}
+    features["index"] = plain.index
+    truth = [
+        {"bbx": torch.tensor([0.0, 0.0, 16.0, 16.0]), "easy": [i, i + 6], "hard": [i + 12], "junk": []}
+        for i in range(6)
+    ]
+    others = {
+        "retrieval": {"query": Colors(6), "database": Colors(20, seed=1, broken=(5,)), "ground_truth": truth},
+        "copies": {
+            "database": Colors(12, classes=12),
+            "copies": {"strong": Colors(12, classes=12, seed=2, broken=(5,))},
+        },
+    }
+    reports = {
+        name: EVALUATIONS[row](encoder, others.get(name) or sets(48, 30, broken=(5,)), world, **options)
+        for name, (row, options) in PROBES.items()
+    }
     numbers = {name: report.numbers for name, report in reports.items()}
-    return found, {**numbers, "origins": [bank.origin for bank in kept], "corrupt": sorted(plain.corrupt), "unread": {name: sorted(each.corrupt) for name, each in reports.items()}}
+    return features, {
+        **numbers,
+        "origins": [bank.origin for bank in cached],
+        "corrupt": sorted(plain.corrupt),
+        "unread": {name: sorted(report.corrupt) for name, report in reports.items()},
+    }
 
 
 def rank(folder):
-    """What each of the two processes runs."""
+    """Run one of the two processes."""
     from pathlib import Path
 
     from maskwise.distributed.world import World
 
     torch.set_num_threads(1)
     world, folder = World.start("cpu"), Path(folder)
-    found, numbers = measure(world, folder)
-    torch.save(found, folder / f"features_{world.rank}.pt")
+    features, numbers = measure(world, folder)
+    torch.save(features, folder / f"features_{world.rank}.pt")
     (folder / f"numbers_{world.rank}.json").write_text(json.dumps(numbers))
     world.close()
 
@@ -67,20 +89,30 @@ def both(tmp_path_factory):
     torch.set_num_threads(1)
     whole = measure(None, alone)
     torch.set_num_threads(threads)
-    return whole, [(torch.load(folder / f"features_{r}.pt", weights_only=True), json.loads((folder / f"numbers_{r}.json").read_text())) for r in (0, 1)]
+    return whole, [
+        (
+            torch.load(folder / f"features_{r}.pt", weights_only=True),
+            json.loads((folder / f"numbers_{r}.json").read_text()),
+        )
+        for r in (0, 1)
+    ]
 
 
 def test_features_bit_for_bit(both):
     (whole, numbers), ranks = both
-    for found, told in ranks:
-        assert found.keys() == whole.keys() and all(torch.equal(found[name], whole[name]) for name in whole)
-        assert told["origins"] == numbers["origins"] == [dict.fromkeys(NAMES, "computed"), dict.fromkeys(NAMES, "cached")]
-        assert told["corrupt"] == numbers["corrupt"] and len(told["corrupt"]) == 9
-        assert told["unread"] == numbers["unread"] == dict.fromkeys(PROBES, ["5.png"])
+    for features, by_rank in ranks:
+        assert features.keys() == whole.keys() and all(torch.equal(features[name], whole[name]) for name in whole)
+        assert (
+            by_rank["origins"]
+            == numbers["origins"]
+            == [dict.fromkeys(NAMES, "computed"), dict.fromkeys(NAMES, "cached")]
+        )
+        assert by_rank["corrupt"] == numbers["corrupt"] and len(by_rank["corrupt"]) == 9
+        assert by_rank["unread"] == numbers["unread"] == dict.fromkeys(PROBES, ["5.png"])
 
 
 @pytest.mark.parametrize("name", PROBES)
 def test_numbers(both, name):
     (_, alone), ranks = both
-    for _, told in ranks:
-        assert told[name] == pytest.approx(json.loads(json.dumps(alone[name])), abs=1e-3, nan_ok=True)
+    for _, by_rank in ranks:
+        assert by_rank[name] == pytest.approx(json.loads(json.dumps(alone[name])), abs=1e-3, nan_ok=True)

@@ -3,8 +3,9 @@ import math
 import numpy as np
 import pytest
 import torch
-from maskwise.functional import draws, masks
-from maskwise.functional.errors import UserError
+
+from maskwise.errors import UserError
+from maskwise.functional import keyed_random, mask_ratios, masks
 
 GRID = (14, 14)
 
@@ -25,7 +26,7 @@ def hidden(mask):
 # random
 
 
-@pytest.mark.parametrize("grid", [(1, 1), (6, 6), (5, 7), (14, 14)])
+@pytest.mark.parametrize("grid", [(1, 1), (6, 6), (3, 5), (5, 7), (14, 14)])
 def test_random_hides_exactly_int_r_n(grid):
     ratios = [0.0, 0.1, 0.29, 0.3, 0.5, 0.7, 0.75, 1.0]
     mask = masks.random_mask(ratios, grid, generator=generator())
@@ -34,8 +35,13 @@ def test_random_hides_exactly_int_r_n(grid):
 
 
 def test_counts_are_taken_in_double_precision():
-    """Fact 40, DESIGN 7: int(.7 * 10) is 7 and int(.29 * 100) is 28, also where the ratio arrives as float32."""
-    for ratios in ([0.7], torch.tensor([0.7], dtype=torch.float64), torch.tensor([0.7]), np.array([0.7], dtype=np.float32)):
+    """int(.7 * 10) is 7 and int(.29 * 100) is 28, also where the ratio arrives as float32."""
+    for ratios in (
+        [0.7],
+        torch.tensor([0.7], dtype=torch.float64),
+        torch.tensor([0.7]),
+        np.array([0.7], dtype=np.float32),
+    ):
         assert masks.random_mask(ratios, (2, 5)).sum() == 7
     assert masks.attention_mask(torch.rand(1, 10), 0.7).sum() == 7
     assert masks.attention_mask(torch.rand(1, 100), 0.29).sum() == 28
@@ -56,7 +62,7 @@ def test_random_takes_the_lowest_noise_and_ties_by_lowest_index():
 
 
 def blockwise_by_sets(target, grid, tries):
-    """A second derivation, with a set of patches and in the words of attmask.md 2.2."""
+    """A second derivation, with a set of patches."""
     height, width = grid
     low, taken, failed = (min(height, width) // 3) ** 2, set(), 0
     for u in tries.tolist():
@@ -76,17 +82,19 @@ def blockwise_by_sets(target, grid, tries):
     return taken
 
 
-@pytest.mark.parametrize("grid", [(14, 14), (6, 6), (5, 7), (20, 3), (1, 1)])
+@pytest.mark.parametrize("grid", [(14, 14), (6, 6), (3, 5), (5, 3), (5, 7), (20, 3), (1, 1)])
 def test_blockwise_against_the_words_of_the_reference(grid):
     ratios = [0.0, 0.1, 0.3, 0.5, 0.75, 1.0] * 5
-    noise = draws.uniform(draws.mix(draws.MASK, torch.arange(30)), masks.BLOCK_TRIES * 4).view(30, -1, 4)
+    noise = keyed_random.uniform(
+        keyed_random.make_key(keyed_random.MASK, torch.arange(30)), masks.BLOCK_TRIES * 4
+    ).view(30, -1, 4)
     mask = masks.blockwise_mask(ratios, grid, noise=noise)
     assert hidden(mask) == [blockwise_by_sets(r * grid[0] * grid[1], grid, tries) for r, tries in zip(ratios, noise)]
 
 
 @pytest.mark.parametrize("ratio, mean", [(0.1, 17.58), (0.2, 38.18), (0.3, 57.25), (0.4, 77.45), (0.5, 97.52)])
 def test_blockwise_counts_match_the_measured_table(ratio, mean):
-    """Fact 48, table 2.2: 1,000 draws, standard error of the mean below .05."""
+    """1,000 draws, standard error of the mean below .05."""
     counts = masks.blockwise_mask([ratio] * 1000, GRID, generator=generator(1)).sum(1)
     assert counts.max() <= ratio * 196
     assert counts.double().mean().item() == pytest.approx(mean, abs=0.15)
@@ -95,9 +103,9 @@ def test_blockwise_counts_match_the_measured_table(ratio, mean):
 
 
 def test_published_mixture_leaves_half_the_views_whole():
-    """Facts 43 and 50: [0, .3] +- [0, .2] is empty half the time, else U(.1, .5); 14.7 % of patches on average."""
-    u = draws.uniform(draws.mix(draws.RATIO, 0, torch.arange(4000)), 1)[:, 0].tolist()
-    ratios = [masks.draw_ratio(v, [0.0, 0.3], [0.0, 0.2]) for v in u]
+    """[0, .3] +- [0, .2] is empty half the time, else U(.1, .5); 14.7 % of patches on average."""
+    u = keyed_random.uniform(keyed_random.make_key(keyed_random.RATIO, 0, torch.arange(4000)), 1)[:, 0].tolist()
+    ratios = [mask_ratios.draw_ratio(v, [0.0, 0.3], [0.0, 0.2]) for v in u]
     drawn = np.array([r for r in ratios if r])
     assert len(drawn) / 4000 == pytest.approx(0.5, abs=0.03)
     assert drawn.min() >= 0.1 and drawn.max() <= 0.5 and drawn.mean() == pytest.approx(0.3, abs=0.01)
@@ -106,7 +114,7 @@ def test_published_mixture_leaves_half_the_views_whole():
 
 
 def test_first_block_is_strictly_smaller_than_the_grid_and_no_longer_than_its_aspect():
-    noise = draws.uniform(draws.mix(draws.MASK, 5, torch.arange(400)), 40).view(400, 10, 4)
+    noise = keyed_random.uniform(keyed_random.make_key(keyed_random.MASK, 5, torch.arange(400)), 40).view(400, 10, 4)
     for row in masks.blockwise_mask([1.0] * 400, GRID, noise=noise[:, :1]):  # one try: at most one block
         if row.any():
             square = row.view(GRID)
@@ -127,21 +135,25 @@ def test_blockwise_stops_for_good_after_ten_failures():
 def test_the_default_number_of_tries_is_never_used_up():
     for grid in ((6, 6), (14, 14), (32, 32)):
         noise = torch.rand(150, masks.BLOCK_TRIES, 4, generator=generator(), dtype=torch.float64)
-        assert torch.equal(masks.blockwise_mask([0.75] * 150, grid, noise=noise), masks.blockwise_mask([0.75] * 150, grid, noise=noise[:, :-64]))
+        assert torch.equal(
+            masks.blockwise_mask([0.75] * 150, grid, noise=noise),
+            masks.blockwise_mask([0.75] * 150, grid, noise=noise[:, :-64]),
+        )
 
 
 # attention
 
 
 def test_golden_index_sets():
-    """A.3."""
     assert hidden(masks.attention_mask(golden_attention(), 0.3, "high")) == [{2, 5, 8, 13}, {2, 5, 10, 13}]
     assert hidden(masks.attention_mask(golden_attention(), 0.3, "low")) == [{0, 3, 11, 14}, {0, 3, 8, 11}]
 
 
-@pytest.mark.parametrize("ratio, count", [(0.0, 0), (0.1, 19), (0.3, 58), (0.5, 98), (0.7, 137), (0.75, 147), (1.0, 196)])
+@pytest.mark.parametrize(
+    "ratio, count", [(0.0, 0), (0.1, 19), (0.3, 58), (0.5, 98), (0.7, 137), (0.75, 147), (1.0, 196)]
+)
 def test_high_and_low_take_exactly_the_extremes(ratio, count):
-    """Fact 38, against sorting in NumPy."""
+    """Against sorting in NumPy."""
     attention = torch.rand(7, 196, generator=generator())
     high, low = (masks.attention_mask(attention, ratio, mode) for mode in ("high", "low"))
     ascending = np.argsort(attention.numpy(), axis=1)
@@ -158,7 +170,6 @@ def test_ties_go_to_the_lowest_index():
 
 
 def test_masks_ignore_the_scale_of_attention_but_not_that_of_one_head():
-    """Fact 46."""
     heads = torch.rand(50, 3, 196, generator=generator(), dtype=torch.float64)
     mask = masks.attention_mask(heads.mean(1), 0.3)
     assert torch.equal(mask, masks.attention_mask(8 * heads.mean(1), 0.3))
@@ -167,7 +178,7 @@ def test_masks_ignore_the_scale_of_attention_but_not_that_of_one_head():
 
 @pytest.mark.parametrize("ratio, drawn, count", [(0.3, 0.3, 53), (0.1, 0.5, 10), (0.5, 0.1, 97)])
 def test_hint_counts(ratio, drawn, count):
-    """Fact 41: masked = int(196 r) - int(19.6 r')."""
+    """Masked = int(196 r) - int(19.6 r')."""
     attention = torch.rand(20, 196, generator=generator())
     high = masks.attention_mask(attention, ratio, "high")
     hint = masks.attention_mask(attention, ratio, "hint", show_ratio=0.1 * drawn, generator=generator())
@@ -187,7 +198,6 @@ def test_hint_reveals_evenly_from_its_pool():
 
 @pytest.mark.parametrize("patches", [1, 9, 10, 36, 64])
 def test_hint_on_small_grids_may_reveal_nothing(patches):
-    """Fact 71."""
     attention = torch.rand(4, patches, generator=generator())
     for show in (0.0, 0.01, 0.05, 1.0):
         mask = masks.attention_mask(attention, 0.5, "hint", show_ratio=show, generator=generator())
@@ -200,6 +210,42 @@ def test_hint_leaves_whole_views_whole_and_takes_the_lowest_noise():
     noise[:, 2], noise[:, 30] = 0.0, -1.0  # 30 is outside the pool of four
     mask = masks.attention_mask(attention, [0.5, 0.0, 0.5], "hint", show_ratio=[0.05, 0.05, 0.0], noise=noise)
     assert hidden(mask) == [set(range(20)) - {0, 2}, set(), set(range(20))]
+
+
+def masked_by_loop(mode, ratio, attention, noise, show_ratio, show_max):
+    """Choose the patches of one view by repeated search, in Python numbers."""
+    patches = len(attention)
+    scores = [-value for value in attention] if mode == "low" else list(attention)
+    order = []
+    for _ in range(patches):
+        best = next(i for i in range(patches) if i not in order)
+        for i in range(patches):
+            if i not in order and scores[i] > scores[best]:
+                best = i
+        order.append(best)
+    masked = set(order[: int(ratio * patches)])
+    if mode == "hint":
+        pool = order[: int(patches * show_max)]
+        for _ in range(min(int(patches * show_ratio), len(pool))):
+            lowest = min(pool, key=lambda i: (noise[i], i))
+            pool.remove(lowest)
+            masked.discard(lowest)
+    return masked
+
+
+@pytest.mark.parametrize("mode", ["random", "high", "low", "hint"])
+def test_masks_of_a_3x5_grid_equal_a_loop(mode):
+    ratios = [0.0, 0.2, 0.34, 0.5, 0.75, 1.0] * 3
+    attention = torch.rand(18, 15, generator=generator(4), dtype=torch.float64)
+    noise = torch.rand(18, 15, generator=generator(5), dtype=torch.float64)
+    if mode == "random":
+        mask = masks.random_mask(ratios, (3, 5), noise=noise)
+        expected = [masked_by_loop("low", *row, None, 0, 0) for row in zip(ratios, noise.tolist())]
+    else:
+        mask = masks.attention_mask(attention, ratios, mode, 0.2, 0.4, noise=noise)
+        rows = zip(ratios, attention.tolist(), noise.tolist())
+        expected = [masked_by_loop(mode, *row, 0.2, 0.4) for row in rows]
+    assert mask.shape == (18, 15) and hidden(mask) == expected
 
 
 # the contract of every row
@@ -216,10 +262,15 @@ def rows_of(name, ratios, grid, attention, noise, block):
 @pytest.mark.parametrize("name", ["random", "block", "high", "low", "hint"])
 def test_rows_do_not_know_of_each_other(name):
     ratios, grid = [0.0, 0.1, 0.5, 1.0, 0.3, 0.37], (6, 6)
-    attention, noise = torch.rand(6, 36, generator=generator(1)), torch.rand(6, 36, generator=generator(2), dtype=torch.float64)
+    attention, noise = (
+        torch.rand(6, 36, generator=generator(1)),
+        torch.rand(6, 36, generator=generator(2), dtype=torch.float64),
+    )
     block = torch.rand(6, 64, 4, generator=generator(3), dtype=torch.float64)
     together = rows_of(name, ratios, grid, attention, noise, block)
-    parts = [rows_of(name, ratios[a:b], grid, attention[a:b], noise[a:b], block[a:b]) for a, b in ((0, 1), (1, 4), (4, 6))]
+    parts = [
+        rows_of(name, ratios[a:b], grid, attention[a:b], noise[a:b], block[a:b]) for a, b in ((0, 1), (1, 4), (4, 6))
+    ]
     assert torch.equal(together, torch.cat(parts))
     assert not together[0].any()
     assert name in ("block", "hint") or together[3].all()
@@ -236,8 +287,8 @@ def test_rows_do_not_know_of_each_other(name):
         (lambda: masks.attention_mask(torch.rand(2, 3, 4), 0.5), "average the heads"),
         (lambda: masks.attention_mask(torch.rand(2, 4), [0.1, 0.2, 0.3]), "3 mask ratios for 2 views"),
         (lambda: masks.random_mask([0.5], (4, 4), noise=torch.rand(1, 9)), "noise has shape"),
-        (lambda: masks.draw_ratio(0.5, 0.3, 0.4), "leaves 0..1"),
-        (lambda: masks.draw_ratio(0.5, [0.3, 0.1], [0.1]), "one var per ratio"),
+        (lambda: mask_ratios.draw_ratio(0.5, 0.3, 0.4), "goes outside 0..1"),
+        (lambda: mask_ratios.draw_ratio(0.5, [0.3, 0.1], [0.1]), "one var per ratio"),
     ],
 )
 def test_mistakes_end_in_one_line(call, word):
@@ -253,10 +304,15 @@ def test_masks_are_equal_on_the_gpu_and_wait_for_nothing():
     moved, moved_noise = attention.cuda(), noise.cuda()
     torch.cuda.set_sync_debug_mode("error")
     try:
-        found = [masks.attention_mask(moved, 0.3, mode, show_ratio=0.03, noise=moved_noise) for mode in ("high", "low", "hint")]
-        found.append(masks.random_mask([0.3] * 64, GRID, noise=moved_noise))
+        on_gpu = [
+            masks.attention_mask(moved, 0.3, mode, show_ratio=0.03, noise=moved_noise)
+            for mode in ("high", "low", "hint")
+        ]
+        on_gpu.append(masks.random_mask([0.3] * 64, GRID, noise=moved_noise))
     finally:
         torch.cuda.set_sync_debug_mode("default")
-    expected = [masks.attention_mask(attention, 0.3, mode, show_ratio=0.03, noise=noise) for mode in ("high", "low", "hint")]
+    expected = [
+        masks.attention_mask(attention, 0.3, mode, show_ratio=0.03, noise=noise) for mode in ("high", "low", "hint")
+    ]
     expected.append(masks.random_mask([0.3] * 64, GRID, noise=noise))
-    assert all(torch.equal(a.cpu(), b) for a, b in zip(found, expected))
+    assert all(torch.equal(a.cpu(), b) for a, b in zip(on_gpu, expected))

@@ -1,8 +1,9 @@
 import numpy as np
 import pytest
 import torch
+
+from maskwise.errors import UserError
 from maskwise.functional import resample
-from maskwise.functional.errors import UserError
 
 
 def table():
@@ -10,7 +11,7 @@ def table():
     return torch.sin(0.3 * a + 0.5 * b).reshape(1, 196, 1)
 
 
-GOLDEN = {  # A.5
+GOLDEN = {  # of the position tables of DINO
     ("offset", 6): {(0, 0): 0.433330, (1, 1): 0.721462, (2, 3): -0.817902, (5, 5): -0.304783},
     ("size", 6): {(0, 0): 0.448185, (1, 1): 0.675463, (2, 3): -0.766352, (5, 5): -0.484048},
     ("offset", 30): {(0, 0): -0.084082, (1, 1): 0.118816, (2, 3): 0.686228, (29, 29): -0.884644},
@@ -20,10 +21,10 @@ GOLDEN = {  # A.5
 
 @pytest.mark.parametrize("mode, size", GOLDEN)
 def test_golden_values(mode, size):
-    """A.5, fact 23: six printed digits, float32."""
-    found = resample.position_table(table(), (14, 14), (size, size), mode).view(size, size)
+    """Six printed digits, float32."""
+    resampled = resample.position_table(table(), (14, 14), (size, size), mode).view(size, size)
     for place, value in GOLDEN[mode, size].items():
-        assert found[place].item() == pytest.approx(value, abs=1.5e-6)  # six decimals of float32
+        assert resampled[place].item() == pytest.approx(value, abs=1.5e-6)  # six decimals of float32
 
 
 def cubic(x, a=-0.75):
@@ -54,7 +55,6 @@ def test_against_an_own_bicubic(mode, old, new):
 
 
 def test_the_native_grid_is_untouched_unless_asked_for():
-    """Fact 24."""
     for mode in ("offset", "size"):
         assert torch.equal(resample.position_table(table(), (14, 14), (14, 14), mode), table())
     assert (resample.position_table(table(), (14, 14), (14, 14), "offset_always") - table()).abs().max() > 1e-3
@@ -63,7 +63,9 @@ def test_the_native_grid_is_untouched_unless_asked_for():
 @pytest.mark.parametrize("side", range(1, 65))
 def test_the_offset_never_loses_a_row(side):
     for old in (1, 7, 14, 16, 24, 37):
-        assert resample.position_table(torch.zeros(1, old * old, 1), (old, old), (side, side + 1)).shape[1] == side * (side + 1)
+        assert resample.position_table(torch.zeros(1, old * old, 1), (old, old), (side, side + 1)).shape[1] == side * (
+            side + 1
+        )
 
 
 def test_gradient_reaches_the_table():
@@ -77,26 +79,9 @@ def test_unknown_mode():
         resample.position_table(table(), (14, 14), (6, 6), "linear")
 
 
-def test_resize_matches_pil():
-    from PIL import Image
-
-    pixels = np.random.default_rng(0).integers(0, 256, (40, 60, 3), dtype=np.uint8)
-    for size in ((16, 24), (80, 50), (40, 60)):
-        expected = np.asarray(Image.fromarray(pixels).resize(size[::-1], Image.Resampling.BICUBIC)).astype(int)
-        found = resample.resize_image(torch.from_numpy(pixels).permute(2, 0, 1), size)
-        assert found.dtype == torch.uint8
-        assert np.abs(found.permute(1, 2, 0).numpy().astype(int) - expected).max() <= 1
-
-
-def test_short_side():
-    assert resample.short_side((375, 500), 256) == (256, 341)
-    assert resample.short_side((500, 375), 256) == (341, 256)
-    assert resample.short_side((32, 32), 32) == (32, 32)
-
-
 @pytest.mark.parametrize("mode", ["offset", "size", "offset_always"])
 def test_a_traced_grid_gets_the_same_table(mode):
-    """The matrices that a program of unknown size holds, beside torch's own interpolation, on larger, smaller, oblong and equal grids."""
+    """The matrices of a program of unknown size equal torch's interpolation, on larger, smaller and equal grids."""
     from maskwise.functional import resample
 
     table = torch.randn(1, 12, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
@@ -106,7 +91,7 @@ def test_a_traced_grid_gets_the_same_table(mode):
 
 
 def test_how_far_the_released_simpool_tables_are_bent():
-    """pooling.md 1.6, fact 20: at their own size 9.0 % of a random table, 8.4 % of smooth waves, and nothing in the clean mode."""
+    """At its own size, 9.0 % of a random table changes, 8.4 % of smooth waves, and nothing in mode size."""
     noise = torch.randn(1, 196, 384, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     bent = resample.position_table(noise, (14, 14), (14, 14), "offset_always")
     assert ((bent - noise).norm() / noise.norm()).item() == pytest.approx(0.09, abs=0.005)

@@ -1,4 +1,5 @@
 import torch
+
 from maskwise.functional import targets
 
 
@@ -16,16 +17,18 @@ def sinkhorn_by_division(logits, temp, iterations):
 def test_sinkhorn_against_the_textbook():
     logits = torch.randn(24, 10, dtype=torch.float64)
     for iterations in (1, 3, 20):
-        found = targets.sinkhorn(logits, 0.3, iterations)
-        assert torch.allclose(found, sinkhorn_by_division(logits, 0.3, iterations), rtol=1e-10, atol=1e-14)
-        assert torch.allclose(found.sum(1), torch.ones(24, dtype=torch.float64))
-    assert torch.allclose(targets.sinkhorn(logits, 0.3, 200).sum(0), torch.full((10,), 2.4, dtype=torch.float64), atol=1e-6)
+        probs = targets.sinkhorn(logits, 0.3, iterations)
+        assert torch.allclose(probs, sinkhorn_by_division(logits, 0.3, iterations), rtol=1e-10, atol=1e-14)
+        assert torch.allclose(probs.sum(1), torch.ones(24, dtype=torch.float64))
+    assert torch.allclose(
+        targets.sinkhorn(logits, 0.3, 200).sum(0), torch.full((10,), 2.4, dtype=torch.float64), atol=1e-6
+    )
 
 
 def test_sinkhorn_does_not_overflow():
     logits = torch.randn(6, 5) * 50
-    found = targets.sinkhorn(logits, 0.04)
-    assert torch.isfinite(found).all() and torch.allclose(found.sum(1), torch.ones(6))
+    probs = targets.sinkhorn(logits, 0.04)
+    assert torch.isfinite(probs).all() and torch.allclose(probs.sum(1), torch.ones(6))
 
 
 def test_sinkhorn_of_parts_is_that_of_the_union():
@@ -34,7 +37,7 @@ def test_sinkhorn_of_parts_is_that_of_the_union():
 
     logits = torch.randn(10, 7, dtype=torch.float64) * 3
     parts = [logits[:4], logits[4:], logits[:0]]
-    barrier, slots, found = threading.Barrier(3), [None] * 3, [None] * 3
+    barrier, slots, probs = threading.Barrier(3), [None] * 3, [None] * 3
 
     def rank(r):
         def all_sum(tensor):
@@ -44,19 +47,19 @@ def test_sinkhorn_of_parts_is_that_of_the_union():
             barrier.wait()
             return total
 
-        found[r] = targets.sinkhorn(parts[r], 0.1, 3, all_sum)
+        probs[r] = targets.sinkhorn(parts[r], 0.1, 3, all_sum)
 
     threads = [threading.Thread(target=rank, args=(r,)) for r in range(3)]
     [thread.start() for thread in threads]
     [thread.join() for thread in threads]
-    assert torch.allclose(torch.cat(found), targets.sinkhorn(logits, 0.1, 3), rtol=1e-9, atol=1e-15)
+    assert torch.allclose(torch.cat(probs), targets.sinkhorn(logits, 0.1, 3), rtol=1e-9, atol=1e-15)
 
 
 def test_center_and_sharpen_in_float32():
     logits, center = torch.randn(5, 9).bfloat16(), torch.randn(9)
-    found = targets.center_and_sharpen(logits, center, 0.04)
-    assert found.dtype == torch.float32
-    assert torch.allclose(found, torch.softmax((logits.float() - center) / 0.04, -1))
+    probs = targets.center_and_sharpen(logits, center, 0.04)
+    assert probs.dtype == torch.float32
+    assert torch.allclose(probs, torch.softmax((logits.float() - center) / 0.04, -1))
 
 
 def test_update_center_is_new_and_leaves_the_old_one():
@@ -66,6 +69,5 @@ def test_update_center_is_new_and_leaves_the_old_one():
 
 
 def test_mean_of_logits_is_the_layer_of_the_mean():
-    """Fact 34."""
     w, z = torch.randn(40, 16), torch.nn.functional.normalize(torch.randn(500, 16), dim=1)
     assert torch.allclose((z @ w.T).mean(0), w @ z.mean(0), atol=1e-4)

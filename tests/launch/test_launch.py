@@ -13,15 +13,18 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 FAKE_PYTHON = """#!/usr/bin/env bash
-{ echo "$RANK $WORLD_SIZE $LOCAL_RANK $LOCAL_WORLD_SIZE $MASTER_ADDR $MASTER_PORT $PET_SHUTDOWN_TIMEOUT"; echo "$*"; } >> "$RECORD"
-if [[ "$*" == *torch.distributed.run* && -n "${WAITS:-}" ]]; then  # as torchrun: one rank, which alone is told
+if [[ "$*" == *distributed.rendezvous* ]]; then exit "${TAKEN:-0}"; fi
+{ echo "$RANK $WORLD_SIZE $LOCAL_RANK $LOCAL_WORLD_SIZE $MASTER_ADDR $MASTER_PORT $PET_SHUTDOWN_TIMEOUT"
+  echo "$*"; } >> "$RECORD"
+if [[ "$*" == *torch.distributed.run* && -n "${WAITS:-}" ]]; then  # as torchrun: only one rank gets the signal
     trap 'echo "told itself" >> "$RECORD"' USR1 TERM
     "$0" rank &
     wait $!
     exit $?
 fi
-finish() { touch "$RUN/preempted"; exit "${TOLD:-0}"; }
-trap finish USR1 TERM
+finish() { echo "signal $1" >> "$RECORD"; touch "$RUN/preempted"; exit "${TOLD:-0}"; }
+trap "finish USR1" USR1
+trap "finish TERM" TERM
 mkdir -p "$RUN"
 if [ -n "${PREEMPTED:-}" ]; then touch "$RUN/preempted"; fi
 if [ -n "${WAITS:-}" ]; then
@@ -57,7 +60,7 @@ if [ "$1 $2" = "show hostnames" ]; then printf '127.0.0.1\\nother\\n'; fi
 
 @pytest.fixture
 def stubs(tmp_path):
-    """(environment, run folder, record): a python, an srun and an scontrol that write down what they were called with."""
+    """Fake python, srun and scontrol that record their arguments: (environment, run folder, record)."""
     tools = tmp_path / "bin"
     tools.mkdir()
     for name, text in {"fakepython": FAKE_PYTHON, "srun": SRUN, "scontrol": SCONTROL}.items():
@@ -65,10 +68,21 @@ def stubs(tmp_path):
         (tools / name).chmod(0o755)
     run, record = tmp_path / "run", tmp_path / "record"
     environment = {
-        **{key: value for key, value in os.environ.items() if key not in ("RANK", "WORLD_SIZE", "PET_SHUTDOWN_TIMEOUT")},
-        "PATH": f"{tools}:{os.environ['PATH']}", "MASKWISE_PYTHON": str(tools / "fakepython"), "RUN": str(run), "RECORD": str(record), "PROCESSES": "2", "HOST": "127.0.0.1",
-        "SLURM_SUBMIT_DIR": str(ROOT), "SLURM_JOB_ID": "70123", "SLURM_JOB_NODELIST": "node[1-2]", "SLURM_NTASKS": "2", "SLURM_NNODES": "1",
-    }  # fmt: skip
+        **{
+            key: value for key, value in os.environ.items() if key not in ("RANK", "WORLD_SIZE", "PET_SHUTDOWN_TIMEOUT")
+        },
+        "PATH": f"{tools}:{os.environ['PATH']}",
+        "MASKWISE_PYTHON": str(tools / "fakepython"),
+        "RUN": str(run),
+        "RECORD": str(record),
+        "PROCESSES": "2",
+        "HOST": "127.0.0.1",
+        "SLURM_SUBMIT_DIR": str(ROOT),
+        "SLURM_JOB_ID": "70123",
+        "SLURM_JOB_NODELIST": "node[1-2]",
+        "SLURM_NTASKS": "2",
+        "SLURM_NNODES": "1",
+    }
     return environment, run, record
 
 
@@ -77,8 +91,8 @@ def launched():
     """Start a script on debug/tiny; what is still there after the test is ended."""
     started = []
 
-    def start(script, environment, run, *words):
-        command = ["bash", str(ROOT / "launch" / script), "debug/tiny", "--out", str(run), *words]
+    def start(script, environment, run, *words, bash="bash"):
+        command = [bash, str(ROOT / "launch" / script), "debug/tiny", "--out", str(run), *words]
         started.append((subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True), run))
         return started[-1][0]
 
@@ -104,10 +118,15 @@ SCRIPTS = ["torchrun.sh", "multinode.sh", "slurm.sbatch"]
 @pytest.mark.parametrize("script", SCRIPTS)
 @pytest.mark.parametrize(
     "end, expected, queued",
-    [({}, 0, False), ({"STATUS": "3"}, 3, False), ({"STATUS": "1", "PREEMPTED": "1"}, 0, True), ({"PREEMPTED": "1"}, 0, True)],
+    [
+        ({}, 0, False),
+        ({"STATUS": "3"}, 3, False),
+        ({"STATUS": "1", "PREEMPTED": "1"}, 0, True),
+        ({"PREEMPTED": "1"}, 0, True),
+    ],
     ids=["complete", "failed", "preempted, status 1", "preempted"],
 )
-def test_how_an_end_is_told(stubs, launched, script, end, expected, queued):
+def test_exit_status_and_preempted_file_of_each_outcome(stubs, launched, script, end, expected, queued):
     environment, run, record = stubs
     run.mkdir()
     (run / "preempted").write_text("of an earlier start")
@@ -119,28 +138,32 @@ def test_how_an_end_is_told(stubs, launched, script, end, expected, queued):
         assert asked == ["show hostnames node[1-2]", *(["requeue 70123"] if queued else [])]
 
 
-def test_what_torchrun_is_started_with(stubs, launched):
+def test_arguments_of_torchrun(stubs, launched):
     environment, run, record = stubs
     assert launched("torchrun.sh", environment, run, "seed=3").wait(60) == 0
     ranks, command = record.read_text().splitlines()
     assert ranks.split()[-1] == "600" and command == (
-        "-m torch.distributed.run --standalone --nnodes 1 --nproc-per-node 2 --signals-to-handle SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1 "
+        "-m torch.distributed.run --standalone --nnodes 1 --nproc-per-node 2 --signals-to-handle "
+        "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1 "
         f"-m maskwise train debug/tiny --out {run} seed=3"
     )
 
 
-def test_what_slurm_starts_on_every_task(stubs, launched):
+def test_command_and_environment_of_each_slurm_task(stubs, launched):
     environment, run, record = stubs
     assert launched("slurm.sbatch", environment, run, "seed=3").wait(60) == 0
     assert Path(f"{record}.srun").read_text().startswith("--kill-on-bad-exit=1 bash -c")
-    told = record.read_text().splitlines()
-    assert sorted(line for line in told if "127.0.0.1" in line) == ["0 2 0 2 127.0.0.1 30123 ", "1 2 1 2 127.0.0.1 30123 "]
-    assert told.count(f"-m maskwise train debug/tiny --out {run} seed=3") == 2
+    recorded = record.read_text().splitlines()
+    assert sorted(line for line in recorded if "127.0.0.1" in line) == [
+        "0 2 0 2 127.0.0.1 30123 ",
+        "1 2 1 2 127.0.0.1 30123 ",
+    ]
+    assert recorded.count(f"-m maskwise train debug/tiny --out {run} seed=3") == 2
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
-@pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGTERM])
-def test_signals_are_handed_on_and_a_saved_run_is_a_success(stubs, launched, script, number):
+@pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGTERM, signal.SIGHUP])
+def test_signals_are_forwarded_and_a_saved_run_succeeds(stubs, launched, script, number):
     environment, run, record = stubs
     job = launched(script, {**environment, "WAITS": "1", "TOLD": "1"}, run)
     for task in range(2 if script == "slurm.sbatch" else 1):
@@ -149,33 +172,64 @@ def test_signals_are_handed_on_and_a_saved_run_is_a_success(stubs, launched, scr
     _, text = job.communicate(timeout=60)
     assert job.returncode == 0, text
     assert "told itself" not in record.read_text()
+    assert f"signal {'USR1' if number == signal.SIGUSR1 else 'TERM'}\n" in record.read_text()
     if script == "slurm.sbatch":
         assert "requeue 70123" in Path(f"{record}.scontrol").read_text()
 
 
-def test_slurm_without_a_run_folder_is_one_line(stubs):
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_a_script_under_nohup_ignores_a_hangup(stubs, launched, script, tmp_path):
+    environment, run, record = stubs
+    nohup = tmp_path / "nohup_bash"
+    nohup.write_text(f'#!/bin/sh\ntrap "" HUP\nexec {shutil.which("bash")} "$@"\n')
+    nohup.chmod(0o755)
+    job = launched(script, {**environment, "WAITS": "1"}, run, bash=str(nohup))
+    for task in range(2 if script == "slurm.sbatch" else 1):
+        appears(Path(f"{record}.waiting{task if script == 'slurm.sbatch' else ''}"))
+    job.send_signal(signal.SIGHUP)
+    job.send_signal(signal.SIGUSR1)
+    _, text = job.communicate(timeout=60)
+    assert job.returncode == 0, text
+    assert "signal USR1" in record.read_text() and "signal TERM" not in record.read_text()
+
+
+def test_a_port_in_use_ends_the_script_before_torchrun(stubs, launched):
+    environment, run, record = stubs
+    assert launched("multinode.sh", {**environment, "TAKEN": "2"}, run).wait(60) == 2
+    assert not record.exists()
+
+
+def test_slurm_without_a_run_folder_is_a_one_line_error(stubs):
     environment = stubs[0]
-    job = subprocess.run(["bash", str(ROOT / "launch" / "slurm.sbatch"), "debug/tiny"], env=environment, capture_output=True, text=True)
-    assert (job.returncode, job.stderr) == (2, "maskwise: usage: sbatch launch/slurm.sbatch RECIPE --out DIR [key=value ...]\n")
+    job = subprocess.run(
+        ["bash", str(ROOT / "launch" / "slurm.sbatch"), "debug/tiny"], env=environment, capture_output=True, text=True
+    )
+    assert (job.returncode, job.stderr) == (
+        2,
+        "maskwise: usage: sbatch launch/slurm.sbatch RECIPE --out DIR [key=value ...]\n",
+    )
 
 
 def processes_of(folder) -> list[int]:
     """Processes whose command line names a folder."""
-    found = []
+    pids = []
     for place in Path("/proc").glob("[0-9]*/cmdline"):
         with contextlib.suppress(OSError):
             if str(folder).encode() in place.read_bytes():
-                found.append(int(place.parent.name))
-    return found
+                pids.append(int(place.parent.name))
+    return pids
 
 
 LONG = ("train.epochs=600", "evaluate.knn_every=0", "train.save_every=4", "teacher.warmup_temp_epochs=0")
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("script, number", [("torchrun.sh", signal.SIGUSR1), ("torchrun.sh", signal.SIGTERM), ("slurm.sbatch", signal.SIGUSR1)])
-def test_two_ranks_are_really_told_to_stop(stubs, launched, script, number):
-    """Both ranks save the same step, the script succeeds (Slurm's queues again), nobody is left, and the same command goes on."""
+@pytest.mark.parametrize(
+    "script, number",
+    [("torchrun.sh", signal.SIGUSR1), ("torchrun.sh", signal.SIGTERM), ("slurm.sbatch", signal.SIGUSR1)],
+)
+def test_two_ranks_stop_on_a_signal(stubs, launched, script, number):
+    """Both ranks save the same step, the script succeeds, no process remains, and the same command continues."""
     environment, run, record = stubs
     environment |= {"MASKWISE_PYTHON": sys.executable, "OMP_NUM_THREADS": "1"}
     job = launched(script, environment, run, *LONG)
@@ -209,19 +263,23 @@ esac
 """
 
 
-def test_another_python_and_torch_have_an_environment_of_their_own(tmp_path):
+def test_another_python_and_torch_get_a_separate_environment(tmp_path):
     shutil.copytree(ROOT / "launch", tmp_path / "launch")
     for name in ("setup.cfg", "pyproject.toml"):
         shutil.copy(ROOT / name, tmp_path / name)
     python = tmp_path / "python3.99"
     python.write_text(OTHER_PYTHON)
     python.chmod(0o755)
-    environment = {key: value for key, value in os.environ.items() if not key.startswith("MASKWISE")} | {"RECORD": str(tmp_path / "record")}
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("MASKWISE")} | {
+        "RECORD": str(tmp_path / "record")
+    }
     script = ["bash", str(tmp_path / "launch" / "versions.sh")]
-    done = subprocess.run([*script, str(python), "9.8.7", "-k", "nothing"], env=environment, capture_output=True, text=True)
-    said = (tmp_path / "record").read_text()
+    done = subprocess.run(
+        [*script, str(python), "9.8.7", "-k", "nothing"], env=environment, capture_output=True, text=True
+    )
+    recorded = (tmp_path / "record").read_text()
     assert done.returncode == 0, done.stderr
-    assert f"-m venv {tmp_path}/.venv-3.99-torch9.8.7\n" in said and "install -qq torch==9.8.7\n" in said
-    assert said.splitlines()[-1] == "-m pytest -q -m not slow and not gpu -k nothing"
+    assert f"-m venv {tmp_path}/.venv-3.99-torch9.8.7\n" in recorded and "install -qq torch==9.8.7\n" in recorded
+    assert recorded.splitlines()[-1] == "-m pytest -q -m not slow and not long and not gpu -k nothing"
     refused = subprocess.run(script, env=environment, capture_output=True, text=True)
     assert refused.returncode == 2 and refused.stderr.count("\n") == 1 and "INTERPRETER TORCH" in refused.stderr

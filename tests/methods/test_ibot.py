@@ -1,10 +1,10 @@
-"""iBOT: the patch term against the references' numbers, its bookkeeping and its edges (attmask.md 1.3-1.5, A.2)."""
+"""iBOT: the patch term against the references' numbers, its bookkeeping and its edges."""
 
 import pytest
 import torch
-from methods.tiny_networks import FixedMasking, crops, method, scripted
 
-from maskwise.functional.errors import UserError
+from maskwise.errors import UserError
+from support.tiny_networks import FixedMasking, crops, method, scripted
 
 CENTER2 = [0.012632761, 0.065226083, 0.068457605, 0.019881777, -0.043740184, -0.074260445, -0.048581882, 0.013862481]
 
@@ -68,7 +68,11 @@ def test_local_crops_touch_neither_patch_loss_nor_centers():
 
 
 def test_when_nothing_is_hidden_the_patch_loss_is_zero_and_gradients_are_finite():
-    for ibot in (method(masking=FixedMasking(torch.zeros(8, 16, dtype=torch.bool))), method(start_epoch=3), method(masking="none")):
+    for ibot in (
+        method(masking=FixedMasking(torch.zeros(8, 16, dtype=torch.bool))),
+        method(start_epoch=3),
+        method(masking="none"),
+    ):
         answer = ibot(*crops()[:2], step=0, epoch=2, sample_ids=torch.arange(4))
         assert answer["patch"].item() == 0.0 and answer["mask_share"].item() == 0.0
         answer["loss"].backward()
@@ -109,13 +113,18 @@ def test_the_patch_ramp_may_have_its_own_length():
 
 
 def test_the_students_head_sees_class_tokens_and_hidden_patches_only(monkeypatch):
-    from maskwise.functional import prototypes
+    from maskwise.functional import chunked_losses
 
     ibot = method()
     rows, products = [], []
-    embed, pieces = ibot.student.head.embed, prototypes.loss_in_pieces
+    embed, chunked = ibot.student.head.embed, chunked_losses.chunked_cross_entropy
     monkeypatch.setattr(ibot.student.head, "embed", lambda x: rows.append(len(x)) or embed(x))
-    monkeypatch.setattr(prototypes, "loss_in_pieces", lambda z, *rest: products.append(z.shape[0] * z.shape[1]) or pieces(z, *rest))
+
+    def counted(logits, *arguments, **options):
+        products.append(logits.shape[0] * logits.shape[1])
+        return chunked(logits, *arguments, **options)
+
+    monkeypatch.setattr(chunked_losses, "chunked_cross_entropy", counted)
     answer = ibot(*crops()[:2], step=1, epoch=0, sample_ids=torch.arange(4))
     hidden = round(answer["mask_share"].item() * 8 * 16)
     assert hidden > 0
@@ -124,11 +133,11 @@ def test_the_students_head_sees_class_tokens_and_hidden_patches_only(monkeypatch
 
 def test_hidden_rows_come_in_order_of_the_mask():
     mask = torch.rand(8, 16, generator=torch.Generator().manual_seed(0)) < 0.3
-    ibot = method(masking=FixedMasking(mask), pad_rows=10)
-    hidden = ibot.masking.draw(None, (4, 4), step=0, sample_ids=torch.arange(4))
-    rows = ibot.hidden_rows(hidden)
-    assert torch.equal(rows[: hidden.count], mask.flatten().nonzero()[:, 0])
-    assert len(rows) % 10 == 0 and len(rows) - hidden.count < 10
+    ibot = method(masking=FixedMasking(mask), pad_multiple=10)
+    hidden = ibot.masking.sample(None, (4, 4), step=0, sample_ids=torch.arange(4))
+    rows = ibot.masked_indices(hidden)
+    assert torch.equal(rows[: hidden.num_masked], mask.flatten().nonzero()[:, 0])
+    assert len(rows) % 10 == 0 and len(rows) - hidden.num_masked < 10
 
 
 @pytest.mark.parametrize("targets", ["centering", "sinkhorn"])
@@ -137,7 +146,7 @@ def test_padding_the_rows_changes_nothing(targets, patch_loss):
     global_crops, local_crops, ids = crops()
     results = []
     for pad in (1, 64, 1000):
-        ibot = method(pad_rows=pad, targets=targets, patch_loss=patch_loss)
+        ibot = method(pad_multiple=pad, targets=targets, patch_loss=patch_loss)
         answer = ibot(global_crops, local_crops, step=0, epoch=0, sample_ids=ids)
         results.append((answer["loss"].detach(), gradients(ibot, answer)))
     torch.testing.assert_close(results[0], results[1], rtol=1e-9, atol=1e-12)
@@ -150,7 +159,7 @@ def test_gradients_are_those_of_the_spelled_out_loss():
     ibot.center.normal_(std=0.1)
     ibot.patch_center.normal_(std=0.1)
     answer = ibot(global_crops, local_crops, step=2, epoch=0, sample_ids=ids)
-    found = gradients(ibot, answer)
+    computed = gradients(ibot, answer)
     with torch.no_grad():
         look = ibot.teacher.encoder(global_crops)
         mask = ibot.masking(look.attention, look.grid, step=2, sample_ids=ids)
@@ -164,7 +173,7 @@ def test_gradients_are_those_of_the_spelled_out_loss():
     images = [terms[v][mask[v]].mean() if mask[v].any() else terms.new_zeros(()) for v in range(8)]
     patch = torch.stack(images).mean()
     assert answer["patch"].item() == pytest.approx(patch.item(), rel=1e-12)
-    torch.testing.assert_close(found, gradients(ibot, {"loss": cls + patch}), rtol=1e-8, atol=1e-12)
+    torch.testing.assert_close(computed, gradients(ibot, {"loss": cls + patch}), rtol=1e-8, atol=1e-12)
 
 
 def loop_sinkhorn(logits, temp, iterations=3):

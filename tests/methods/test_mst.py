@@ -1,19 +1,19 @@
-"""MST: DINO's term unchanged, the pixel term against closed forms, and the same on two ranks and after an interruption."""
+"""MST: the DINO loss unchanged, the pixel loss against closed forms, two ranks, and a resumed run."""
 
 import os
 import signal
 
 import pytest
 import torch
-from methods.tiny_networks import crops, method, part, run_ranks
-from recipes.miniature import miniature
 from safetensors.torch import load_file
 
 import maskwise
 from maskwise.engine.trainer import Trainer
-from maskwise.functional.errors import UserError
+from maskwise.errors import UserError
 from maskwise.methods import MST
 from maskwise.methods.masking import MASKINGS
+from support.miniature import miniature
+from support.tiny_networks import crops, method, part, run_ranks
 
 
 def low():
@@ -27,10 +27,10 @@ def answer_of(made, batch, **options):
 
 def test_without_its_pixels_it_is_dino():
     mst, dino = method("mst", low(), pixel_weight=0.0, drop_path=0.1), method("dino", low(), drop_path=0.1)
-    mine, plain = (answer_of(each, crops()) for each in (mst, dino))
+    mine, plain = (answer_of(built, crops()) for built in (mst, dino))
     assert mine["loss"].item() == plain["loss"].item() == mine["cls"].item()
     assert mine["mask_share"].item() == 0.25
-    for each, answer in ((mst, mine), (dino, plain)):
+    for answer in (mine, plain):
         answer["loss"].backward()
     for (name, one), (other, two) in zip(mst.student.named_parameters(), dino.student.named_parameters()):
         assert name == other
@@ -38,7 +38,7 @@ def test_without_its_pixels_it_is_dino():
 
 
 @pytest.mark.parametrize("kind, closed", [("l1", lambda x: x.abs().mean()), ("l2", lambda x: x.square().mean())])
-def test_a_decoder_that_paints_one_grey_costs_the_distance_to_it(kind, closed):
+def test_a_decoder_that_paints_one_gray_costs_the_distance_to_it(kind, closed):
     mst = method("mst", low(), pixel_loss=kind, pixel_weight=0.5)
     with torch.no_grad():
         mst.decoder.pixels.weight.zero_()
@@ -55,7 +55,12 @@ def test_the_pixel_term_covers_every_patch_of_both_global_crops_and_no_local_one
     mask = mst.masking(mst.teacher.encoder(global_crops).attention, (4, 4), step=1, sample_ids=ids)
     seen = mst.student.encoder(global_crops, mask)
     painted = mst.decoder(seen.patches, (4, 4))
-    per_view = [(painted[v, :, i, j] - global_crops[v, :, i, j]).abs().mean() for v in range(8) for i in range(16) for j in range(16)]
+    per_view = [
+        (painted[v, :, i, j] - global_crops[v, :, i, j]).abs().mean()
+        for v in range(8)
+        for i in range(16)
+        for j in range(16)
+    ]
     expected = torch.stack(per_view).mean()
     answer = answer_of(mst, (global_crops, local_crops, ids))
     assert answer["pixel"].item() == pytest.approx(expected.item(), rel=1e-12)
@@ -79,7 +84,9 @@ def test_the_decoder_s_first_weights_follow_from_the_seed_alone():
         made.append(MST(encoder, head, masking=low(), seed=3))
         assert torch.initial_seed() == stray, "the generator outside is put back"
     assert torch.equal(made[0].decoder.pixels.weight, made[1].decoder.pixels.weight)
-    assert not torch.equal(made[0].decoder.pixels.weight, MST(encoder, head, masking=low(), seed=4).decoder.pixels.weight)
+    assert not torch.equal(
+        made[0].decoder.pixels.weight, MST(encoder, head, masking=low(), seed=4).decoder.pixels.weight
+    )
 
 
 def test_two_ranks_are_one():
@@ -94,13 +101,15 @@ def test_two_ranks_are_one():
         made = parts[rank]
         made.all_sum = all_sum
         rows = slice(2 * rank, 2 * rank + 2)
-        found = answer_of(made, (part(batch[0], rows, 4), part(batch[1], rows, 4), batch[2][rows]))
-        found["loss"].backward()
-        return {key: value.detach() for key, value in found.items()}
+        answer = answer_of(made, (part(batch[0], rows, 4), part(batch[1], rows, 4), batch[2][rows]))
+        answer["loss"].backward()
+        return {key: value.detach() for key, value in answer.items()}
 
-    found = run_ranks(2, work)
+    answers = run_ranks(2, work)
     for key in ("loss", "cls", "pixel"):
-        assert sum(float(each[key]) for each in found) / 2 == pytest.approx(whole[key].item(), rel=1e-12)
+        assert sum(float(rank_answer[key]) for rank_answer in answers) / 2 == pytest.approx(
+            whole[key].item(), rel=1e-12
+        )
     for name, parameter in one.named_parameters():
         if parameter.grad is not None:
             mean = sum(dict(made.named_parameters())[name].grad for made in parts) / 2
@@ -116,7 +125,14 @@ def test_an_unknown_pixel_loss_is_refused():
 
 
 def test_an_interrupted_run_goes_on_to_the_same_weights_and_its_encoder_loads(tmp_path, monkeypatch):
-    recipe = miniature("mst/vits16_100ep", "train.steps=4", "train.precision=fp32", "optimizer.warmup_epochs=1", "teacher.warmup_temp_epochs=1", "train.save_every=4")
+    recipe = miniature(
+        "mst/vits16_100ep",
+        "train.steps=4",
+        "train.precision=fp32",
+        "optimizer.warmup_epochs=1",
+        "teacher.warmup_temp_epochs=1",
+        "train.save_every=4",
+    )
     step = Trainer.step
 
     def interrupted(trainer, *arguments, **options):
@@ -130,7 +146,13 @@ def test_an_interrupted_run_goes_on_to_the_same_weights_and_its_encoder_loads(tm
         assert maskwise.train(recipe, out=tmp_path / "parts", quiet=True)["status"] == "preempted"
     assert maskwise.train(recipe, out=tmp_path / "parts", quiet=True)["status"] == "complete"
     for file in ("model", "optimizer"):
-        one, two = (load_file(tmp_path / run / "checkpoints" / "step_00000004" / f"{file}.safetensors") for run in ("whole", "parts"))
+        one, two = (
+            load_file(tmp_path / run / "checkpoints" / "step_00000004" / f"{file}.safetensors")
+            for run in ("whole", "parts")
+        )
         assert one.keys() == two.keys() and all(torch.equal(one[key], two[key]) for key in one)
-    assert any(key.startswith("decoder.") for key in load_file(tmp_path / "whole" / "checkpoints" / "step_00000004" / "model.safetensors"))
+    assert any(
+        key.startswith("decoder.")
+        for key in load_file(tmp_path / "whole" / "checkpoints" / "step_00000004" / "model.safetensors")
+    )
     assert maskwise.load(tmp_path / "whole")(torch.randn(1, 3, 32, 32)).pooled.shape == (1, 48)

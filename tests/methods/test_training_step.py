@@ -1,20 +1,29 @@
-"""A method inside the trainer: the order of a step, held last layer, frozen gains (attmask.md 1.7, facts 12, 14, 17)."""
+"""A method inside the trainer: the order of a step, held last layer, frozen gains."""
 
 import copy
 
 import torch
-from methods.tiny_networks import crops, method
 
 from maskwise.distributed.world import World
 from maskwise.engine.optim import make_optimizer, parameter_groups
-from maskwise.engine.trainer import Trainer
+from maskwise.engine.trainer import Schedules, Trainer
+from support.tiny_networks import crops, method
 
 
 def trainer(made, optimizer="sgd", **options):
     return Trainer(
-        made, optimizer=make_optimizer(optimizer, parameter_groups(made)), world=World(), lr=lambda step: 0.05, weight_decay=lambda step: 0.04,
-        momentum=lambda step: 0.9, steps_per_epoch=2, total_steps=4, **options,
-    )  # fmt: skip
+        made,
+        optimizer=make_optimizer(optimizer, parameter_groups(made)),
+        world=World(),
+        schedules=Schedules(
+            lr=lambda step: 0.05,
+            weight_decay=lambda step: 0.04,
+            momentum=lambda step: 0.9,
+            steps_per_epoch=2,
+            total_steps=4,
+        ),
+        **options,
+    )
 
 
 def test_the_teacher_averages_the_student_as_the_step_left_it():

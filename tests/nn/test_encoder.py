@@ -1,21 +1,24 @@
-"""The encoder: order of pooling and norm, what is computed when, transform, spec."""
+"""Encoder: order of pooling and norm, optional outputs, transform, spec."""
 
 import copy
 import json
+import pickle
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 
-from maskwise.functional.errors import UserError
+from maskwise.errors import UserError
 from maskwise.nn import POOLINGS, Backbone, Encoder, Features, SimPool, encoder_from_spec
 
 
-def build(pooling="cls", norm="after", pool={}, **options):
+def build(pooling="cls", norm="after", pool=None, **options):
+    pool = pool or {}
     torch.manual_seed(0)
     shape = {"image_size": 32, "patch_size": 8, "embed_dim": 16, "depth": 2, "num_heads": 2}
-    encoder = Encoder(Backbone("vit_tiny_patch16_224", **{**shape, **options}), POOLINGS[pooling](16, **pool), norm=norm)
+    encoder = Encoder(
+        Backbone("vit_tiny_patch16_224", **{**shape, **options}), POOLINGS[pooling](16, **pool), norm=norm
+    )
     torch.nn.init.normal_(encoder.norm.weight)
     return encoder.eval()
 
@@ -41,7 +44,7 @@ def test_order_of_pooling_and_norm(pooling, norm):
     torch.testing.assert_close(features.pooled, expected)
 
 
-def test_what_nobody_asks_for_is_not_there():
+def test_optional_outputs_are_absent_unless_requested():
     features = build()(X, attention=False)
     assert features.attention is None and features.keys is None and features.layers is None
     features = build()(X, keys=True, layers=(0, 1))
@@ -50,21 +53,29 @@ def test_what_nobody_asks_for_is_not_there():
     assert build("simpool")(X, attention=False).attention is None
 
 
-def test_a_mask_hides():
+def test_masked_patches_do_not_affect_the_features():
     mask = torch.zeros(2, 16, dtype=torch.bool)
     mask[:, :8] = True
     encoder = build("simpool", mask_token=True)
-    hidden, other = encoder(X, mask), X.clone()
+    masked, other = encoder(X, mask), X.clone()
     other[:, :, :16] = 7.0
-    torch.testing.assert_close(encoder(other, mask).pooled, hidden.pooled)
-    assert not torch.allclose(encoder(X).pooled, hidden.pooled)
+    torch.testing.assert_close(encoder(other, mask).pooled, masked.pooled)
+    assert not torch.allclose(encoder(X).pooled, masked.pooled)
 
 
-@pytest.mark.parametrize("pooling, pool", [
-    ("simpool", {"gamma": None}), ("simpool", {"gamma": 2.0, "num_heads": 2, "min_scope": "batch", "beta": True}),
-    ("simpool", {"k": 2, "reduce": "concat_project", "similarity": "cosine"}), ("gem", {"gamma": 3.0, "variant": "released"}), ("otk", {"k": 2, "epsilon": 0.5}),
-    ("kmeans", {"seed": 3}), ("cait", {"num_heads": 2, "blocks": 2}), *((name, {}) for name in POOLINGS),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "pooling, pool",
+    [
+        ("simpool", {"gamma": None}),
+        ("simpool", {"gamma": 2.0, "num_heads": 2, "min_scope": "batch", "beta": True}),
+        ("simpool", {"k": 2, "reduce": "concat_project", "similarity": "cosine"}),
+        ("gem", {"gamma": 3.0, "variant": "released"}),
+        ("otk", {"k": 2, "epsilon": 0.5}),
+        ("kmeans", {"seed": 3}),
+        ("cait", {"num_heads": 2, "blocks": 2}),
+        *((name, {}) for name in POOLINGS),
+    ],
+)
 def test_spec_rebuilds_the_encoder(pooling, pool):
     encoder = build(pooling, "before", pool, drop_path=0.1, mask_token=True, qk_norm=True)
     encoder.crop_pct, encoder.image_size = 1.0, (24, 24)
@@ -75,42 +86,28 @@ def test_spec_rebuilds_the_encoder(pooling, pool):
     assert twin.transform == encoder.transform and twin.transform.size == (24, 24)
 
 
-def test_transform_takes_pil_and_uint8():
-    encoder = build()
-    pixels = np.random.default_rng(0).integers(0, 256, (50, 70, 3), dtype=np.uint8)
-    tensor = torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
-    from_pil, from_tensor = encoder.transform(Image.fromarray(pixels)), encoder.transform(tensor)
-    assert torch.equal(from_pil, from_tensor) and from_pil.shape == (3, 32, 32) and from_pil.dtype == torch.float32
-    resized = Image.fromarray(pixels).resize((int(37 * 70 / 50), 37), Image.BICUBIC)
-    left, top = (resized.width - 32) // 2, (37 - 32) // 2
-    reference = np.asarray(resized.crop((left, top, left + 32, top + 32)), dtype=float)
-    seen = encoder.uncoloured(tensor)
-    assert seen.dtype == torch.uint8 and np.abs(seen.permute(1, 2, 0).numpy() - reference).max() <= 1
-    torch.testing.assert_close(from_pil[0], (seen[0].float() / 255 - 0.485) / 0.229)
-    assert encoder.transform(Image.new("L", (10, 20))).shape == (3, 32, 32)
-
-
-def test_black_in_normalised_units():
-    black = build().transform(torch.zeros(3, 40, 40, dtype=torch.uint8))
-    assert black[:, 0, 0].tolist() == pytest.approx([-2.1179, -2.0357, -1.8044], abs=5e-5)
-
-
-def test_what_does_not_fit_ends_in_one_line():
+def test_poolings_that_do_not_fit_are_refused():
     with pytest.raises(UserError, match="cls needs a class token"):
         build(class_token=False)
     with pytest.raises(UserError, match="after or before"):
         build(norm="never")
-    with pytest.raises(UserError, match="8 wide"):
+    with pytest.raises(UserError, match="width 8"):
         Encoder(Backbone("vit_tiny_patch16_224", image_size=32, depth=1), SimPool(8))
 
 
 def test_state_dict_keys_are_plain():
     keys = set(build("simpool", mask_token=True).state_dict())
-    assert {"backbone.cls_token", "backbone.mask_token", "backbone.blocks.0.attn.qkv.weight", "norm.weight", "pooling.wq.weight"} <= keys
+    assert {
+        "backbone.cls_token",
+        "backbone.mask_token",
+        "backbone.blocks.0.attn.qkv.weight",
+        "norm.weight",
+        "pooling.wq.weight",
+    } <= keys
     assert not any(key.startswith("backbone.norm.") for key in keys)
 
 
-def test_pooling_in_bf16_model_runs():
+def test_bf16_encoder_runs():
     assert build("simpool").bfloat16()(X.bfloat16()).pooled.dtype == torch.bfloat16
 
 
@@ -120,3 +117,84 @@ def test_encoders_of_one_backbone_share_its_norm():
     assert other.norm is encoder.norm
     twin = copy.deepcopy(encoder)
     assert Encoder(twin.backbone, SimPool(16)).norm is twin.norm is not encoder.norm
+
+
+@pytest.mark.parametrize(
+    "images, words",
+    [
+        (
+            torch.zeros(2, 3, 32, 32, dtype=torch.uint8),
+            r"normalized floats \[B, 3, H, W\]; this is torch.uint8: give enc",
+        ),
+        (torch.zeros(3, 32, 32), r"this is \[3, 32, 32\]: add the batch axis, images\[None\]"),
+        (torch.zeros(32, 32), r"this is \[32, 32\]: give torch.stack of encoder.transform"),
+        (torch.zeros(2, 2, 32, 32), r"this is \[2, 2, 32, 32\]: give encoder.transform"),
+        (torch.zeros(2, 32, 32, 3), r"this is \[2, 32, 32, 3\]: give images.permute\(0, 3, 1, 2\)"),
+        (torch.zeros(2, 3, 32, 32, dtype=torch.float64), "float64 and the weights torch.float32: give images.to"),
+        ([torch.zeros(3, 32, 32)], r"this is a list: give encoder.transform\(image\)\[None\]"),
+        (torch.zeros(2, 3, 32, 32, device="meta"), "the images are on meta and the encoder on cpu"),
+    ],
+)
+def test_images_of_another_kind_are_refused_in_one_line(images, words):
+    with pytest.raises(UserError, match=words) as caught:
+        build()(images)
+    assert "\n" not in str(caught.value)
+
+
+def test_masks_and_layers_of_another_kind_are_refused():
+    encoder = build()
+    for mask in (torch.zeros(2, 15, dtype=torch.bool), torch.zeros(1, 16, dtype=torch.bool), torch.zeros(2, 16)):
+        with pytest.raises(UserError, match=r"a mask is bool \[B, N\], here \[2, 16\]"):
+            encoder(X, mask)
+    for layer in (2, -3):
+        with pytest.raises(UserError, match=r"has blocks 0 to 1 \(or -2 to -1\)"):
+            encoder(X, layers=(layer,))
+    with torch.autocast("cpu", torch.bfloat16):
+        assert encoder(X.double().float()).pooled.shape == (2, 16)
+
+
+NETWORKS = {
+    "vit": {"name": "vit_tiny_patch16_224", "patch_size": 8, "embed_dim": 16, "depth": 2, "num_heads": 2},
+    "rotary": {"name": "vit_small_patch16_dinov3", "patch_size": 8, "embed_dim": 32, "depth": 1, "num_heads": 1},
+    "resnet": {"name": "resnet10t"},
+    "swin": {"name": "swin_tiny_patch4_window7_224", "window_size": 2, "depths": (1, 1, 1, 1), "embed_dim": 24},
+}
+
+
+@pytest.mark.parametrize("kind", NETWORKS)
+def test_copies_and_pickles_are_equal_and_independent(kind):
+    torch.manual_seed(0)
+    backbone = Backbone(**{"image_size": 64, **NETWORKS[kind]})
+    encoder = Encoder(backbone, POOLINGS["simpool"](backbone.dim)).eval()
+    x = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(1))
+    expected = encoder(x)  # fills the caches, which are copied too
+    for twin in (copy.deepcopy(encoder), pickle.loads(pickle.dumps(encoder))):
+        assert torch.equal(twin(x).pooled, expected.pooled) and torch.equal(twin(x).attention, expected.attention)
+        assert twin.spec() == encoder.spec() and twin.transform == encoder.transform
+        with torch.no_grad():
+            for parameter in twin.parameters():
+                parameter.zero_()
+        assert torch.equal(encoder(x).pooled, expected.pooled)
+
+
+class Encoded(torch.utils.data.Dataset):
+    """Pooled vectors of images, computed in the data workers."""
+
+    def __init__(self, encoder, images):
+        self.encoder, self.images = encoder, images
+
+    def __len__(self):
+        return len(self.images)
+
+    def __getitem__(self, index):
+        with torch.no_grad():
+            return self.encoder(self.encoder.transform(self.images[index])[None]).pooled[0]
+
+
+@pytest.mark.parametrize("start", ["spawn", "fork"])
+def test_encoders_run_in_data_workers(start):
+    encoder = build("simpool")
+    images = [np.random.default_rng(i).integers(0, 256, (40, 50, 3), dtype=np.uint8) for i in range(4)]
+    loader = torch.utils.data.DataLoader(Encoded(encoder, images), 2, num_workers=1, multiprocessing_context=start)
+    expected = encoder(torch.stack([encoder.transform(image) for image in images])).pooled
+    torch.testing.assert_close(torch.cat(list(loader)), expected.detach())

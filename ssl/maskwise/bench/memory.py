@@ -1,4 +1,4 @@
-"""Bytes that a step's backward pass keeps, counted on any device: what a GPU would need, before there is one."""
+"""Estimate the memory of a training step from the tensors that autograd saves, on any device."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 
-class Kept:
-    """While entered, counts the storages that autograd saves, parameters and inputs left out; `.bytes` at the end."""
+class SavedTensors:
+    """Context manager that counts the storages autograd saves, without parameters and inputs; see `.bytes`."""
 
     def __init__(self, *known: Tensor):
         self.known = {tensor.untyped_storage().data_ptr() for tensor in known}
@@ -19,15 +19,15 @@ class Kept:
         storage = tensor.untyped_storage()
         if storage.data_ptr() not in self.known:
             self.storages[storage.data_ptr()] = storage.nbytes()
-            self.alive.append(tensor)  # an address that is freed could be given out twice
+            self.alive.append(tensor)  # a freed address could be reused
         return tensor
 
     @property
     def bytes(self) -> int:
-        """Bytes of all storages seen so far."""
+        """Bytes of all saved storages."""
         return sum(self.storages.values())
 
-    def __enter__(self) -> Kept:
+    def __enter__(self) -> SavedTensors:
         self.hooks.__enter__()
         return self
 
@@ -36,20 +36,25 @@ class Kept:
 
 
 def estimate(trainer, global_crops: Tensor, local_crops: Tensor | None, precision: str = "bf16") -> dict[str, int]:
-    """Bytes of one micro-batch of these normalised crops: saved activations, weights and gradients, moments, crops.
+    """Bytes of one micro-batch of these normalized crops: saved activations, weights, gradients, moments, crops.
 
-    Kernels of a CPU save what those of a GPU save, but for a few numbers a token; buffers that live inside one operation
-    and the allocator's spare room come on top.
+    CPU kernels save the tensors that GPU kernels save, up to a few numbers per token; temporary buffers of single
+    operations and the allocator's reserve are not included.
     """
     method = trainer.method
     samples = len(global_crops) // 2
     own = [*method.parameters(), *method.buffers()]
-    with Kept(*own, global_crops, *([] if local_crops is None else [local_crops])) as kept:
-        with torch.autocast(global_crops.device.type, torch.bfloat16, enabled=precision == "bf16"):
-            method(global_crops, local_crops, step=0, epoch=0, sample_ids=torch.arange(samples))
-        saved = kept.bytes
+    saved = SavedTensors(*own, global_crops, *([] if local_crops is None else [local_crops]))
+    with saved, torch.autocast(global_crops.device.type, torch.bfloat16, enabled=precision == "bf16"):
+        method(global_crops, local_crops, step=0, epoch=0, sample_ids=torch.arange(samples))
     trained = sum(p.numel() * p.element_size() for p in method.parameters() if p.requires_grad)
     everything = sum(tensor.numel() * tensor.element_size() for tensor in own)
-    crops = sum(each.numel() * each.element_size() for each in (global_crops, local_crops) if each is not None)
-    found = {"activations": saved, "weights": everything, "gradients": trained, "moments": 2 * trained, "crops": crops}
-    return {**found, "total": sum(found.values())}
+    given = [crops for crops in (global_crops, local_crops) if crops is not None]
+    sizes = {
+        "activations": saved.bytes,
+        "weights": everything,
+        "gradients": trained,
+        "moments": 2 * trained,
+        "crops": sum(crops.numel() * crops.element_size() for crops in given),
+    }
+    return {**sizes, "total": sum(sizes.values())}

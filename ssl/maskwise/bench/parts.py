@@ -1,4 +1,4 @@
-"""Where the time of a step goes: a clock around named parts, and counts of products and of the host's looks at tensors."""
+"""Time named parts of a step; count its floating-point operations and host reads."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from maskwise.bench.machine import wait
 
 
 class Clock:
-    """Seconds by part; a part inside another does not count for the outer one."""
+    """Seconds by part; nested parts are not counted in the outer one."""
 
     def __init__(self, device: torch.device):
         self.device, self.seconds, self.stack = device, defaultdict(float), []
 
     @contextlib.contextmanager
     def part(self, name: str):
-        """Count the time spent inside for this part."""
+        """Add the time of the block to a part."""
         self._turn()
         self.stack.append(name)
         try:
@@ -39,16 +39,16 @@ class Clock:
 
     @contextlib.contextmanager
     def around(self, *places: tuple[object, str, str]):
-        """Count calls of attribute `name` of an object as a part, for (object, name, part) each, while entered."""
-        former = []
+        """Time calls of (object, attribute name, part) within the block."""
+        originals = []
         for owner, name, part in places:
             original = getattr(owner, name)
-            former.append((owner, name, original, name in vars(owner)))
+            originals.append((owner, name, original, name in vars(owner)))
             setattr(owner, name, self._timed(original, part))
         try:
             yield self
         finally:
-            for owner, name, original, own in reversed(former):
+            for owner, name, original, own in reversed(originals):
                 setattr(owner, name, original) if own else delattr(owner, name)
 
     def _timed(self, call, part: str):
@@ -60,7 +60,7 @@ class Clock:
 
 
 class HostReads(TorchDispatchMode):
-    """Counts how often the host asks a tensor for its value; on a GPU each of them waits for the device."""
+    """Count reads of tensor values by the host; on a GPU each one waits for the device."""
 
     def __init__(self):
         super().__init__()
@@ -72,12 +72,12 @@ class HostReads(TorchDispatchMode):
 
 
 def _attention(q, k, *_, **__) -> int:
-    """Operations of fused attention on a CPU, which torch's counter does not know: two products of T x T x d."""
+    """Operations of fused CPU attention, which torch's counter lacks: two products of T x T x d."""
     batch, heads, queries, width = q
     return 4 * batch * heads * queries * k[2] * width
 
 
-def _attention_backward(slope, q, k, *_, **__) -> int:
+def _attention_backward(grad, q, k, *_, **__) -> int:
     return _attention(q, k) * 5 // 2  # the first product again, then four
 
 
@@ -88,7 +88,7 @@ CPU_ATTENTION = {
 
 
 def count(call) -> dict[str, int]:
-    """Floating-point operations of matrix products and convolutions, and host reads, of one call."""
+    """Count floating-point operations of matrix products and convolutions, and host reads, of one call."""
     with HostReads() as reads, FlopCounterMode(display=False, custom_mapping=CPU_ATTENTION) as products:
         call()
     return {"flops": products.get_total_flops(), "host_reads": reads.count}

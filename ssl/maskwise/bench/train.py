@@ -1,39 +1,53 @@
-"""`maskwise bench train`: a recipe as it trains, from files on disk to the moved teacher, and where the time goes."""
+"""`maskwise bench train`: training end to end, from files on disk to the updated teacher, by parts."""
 
 from __future__ import annotations
 
 import argparse
 import statistics
 import time
+from collections.abc import Callable
 
 from maskwise.bench.table import table
 
-PARTS = ("wait", "copy", "colour", "teacher", "mask", "student", "student head", "loss", "backward", "clip", "optimizer", "EMA", "rest")
+PARTS = (
+    "wait",
+    "copy",
+    "color",
+    "teacher",
+    "mask",
+    "student",
+    "student head",
+    "loss",
+    "backward",
+    "clip",
+    "optimizer",
+    "EMA",
+    "rest",
+)
 
 
 def parser(make=argparse.ArgumentParser) -> argparse.ArgumentParser:
-    """What the verb takes."""
-    it = make("maskwise bench train", description="Time training as it is: loader, colour on the device, steps.")
-    it.add_argument("recipe", metavar="RECIPE", nargs="?", default="debug/tiny", help="a recipe (default: debug/tiny, on embedded images)")
-    it.add_argument("overrides", metavar="section.key=value", nargs="*", help="what to change in the recipe")
-    it.add_argument("--steps", type=int, default=8, help="steps timed whole, and again by parts (default 8 each)")
-    it.add_argument("--images", type=int, default=16, help="images decoded and cropped alone, for the cost of each (default 16)")
-    it.add_argument("--threads", type=int, default=None, help="CPU threads of the step (default: torch's)")
-    return it
+    """Options of the benchmark."""
+    options = make("maskwise bench train", description="Time training: loader, color on the device, steps.")
+    add = options.add_argument
+    add("recipe", metavar="RECIPE", nargs="?", default="debug/tiny", help="a recipe (default: debug/tiny)")
+    add("overrides", metavar="section.key=value", nargs="*", help="changes to the recipe")
+    add("--steps", type=int, default=8, help="steps timed as a whole, and again by parts (default: %(default)s each)")
+    add("--images", type=int, default=16, help="images decoded and cropped one by one (default: %(default)s)")
+    add("--threads", type=int, default=None, help="CPU threads of the step (default: torch's)")
+    return options
 
 
 def run(options) -> dict:
-    """Train for a few steps -> what was measured, JSON-able."""
+    """Train for a few steps -> JSON-able measurements."""
     import torch
 
     from maskwise import build
-    from maskwise.bench import machine, parts
-    from maskwise.data.decoders import resolved
-    from maskwise.data.reader import Decoded
+    from maskwise.bench import machine, parts, record
     from maskwise.distributed.world import World
-    from maskwise.engine.loop import ahead
-    from maskwise.engine.memory import keep_freed_memory
-    from maskwise.recipe import check_run, read_recipe
+    from maskwise.process.malloc import keep_freed_memory
+    from maskwise.recipe.consistency import fitted
+    from maskwise.recipe.reading import read_recipe
 
     recipe = read_recipe(options.recipe, *options.overrides)
     if options.threads:
@@ -42,86 +56,140 @@ def run(options) -> dict:
     if recipe.speed.keep_memory and world.device.type == "cpu":
         keep_freed_memory()
     data = build.dataset(recipe)
-    check_run(recipe, len(data), world.size)
+    recipe = fitted(recipe, len(data), world.size)
     trainer = build.trainer(recipe, world, images=len(data))
-    inputs, steps = build.inputs(recipe, trainer), options.steps
     clock = parts.Clock(world.device)
     rate = machine.matmul_rate(world.device, torch.bfloat16 if trainer.precision == "bf16" else torch.float32)
-    batches = ahead(build.stream(recipe, world, data, 2 * steps + 3, 0), world.device)
+    step = training_step(recipe, world, data, trainer, clock, total_steps=2 * options.steps + 3)
+    measured = measure(step, trainer, clock, options.steps)
+    per_step, flops = statistics.median(measured["turns"]), measured["counts"]["flops"]
+    return {
+        "bench": "train",
+        "recipe": options.recipe,
+        "overrides": options.overrides,
+        "batch": recipe.train.batch_size,
+        "record": record.describe(world.device, seed=recipe.seed),
+        "precision": trainer.precision,
+        "workers": build.workers(recipe, world),
+        "images_per_second": recipe.train.batch_size / per_step,
+        "seconds_per_step": per_step,
+        "turns": measured["turns"],
+        "data_wait_share": sum(measured["waits"]) / sum(measured["turns"]),
+        "flops_per_step": flops,
+        "flops_per_second": flops / per_step,
+        "matmul_rate": rate,
+        "share_of_matmul_rate": flops / per_step / rate,
+        "host_reads_per_step": measured["counts"]["host_reads"],
+        "peak_memory": machine.peak_memory(world.device),
+        "parts": measured["parts"],
+        "per_image_alone": per_image(recipe, data, min(options.images, len(data))),
+    }
+
+
+def training_step(recipe, world, data, trainer, clock, total_steps: int) -> Callable[[], float]:
+    """Return a function that loads a batch and does a step -> seconds waited for the batch."""
+    from maskwise import build
+    from maskwise.engine.loop import prefetch
+
+    inputs = build.inputs(recipe, trainer)
+    batches = prefetch(build.stream(recipe, world, data, total_steps, 0), world.device)
 
     def step() -> float:
         with clock.part("wait"):
             begin = time.perf_counter()
             batch, ids = next(batches)
             waited = time.perf_counter() - begin
-        with clock.part("colour"):
+        with clock.part("color"):
             crops = inputs(batch)
         trainer.step(*crops, sample_ids=ids)
         return waited
 
-    step(), step()  # libraries warm up, workers fill their queues
-    machine.wait(world.device)
+    return step
+
+
+def measure(step: Callable[[], float], trainer, clock, count: int) -> dict:
+    """Time `count` steps as a whole and `count` by parts, after two to warm up; count the operations of one more."""
+    from maskwise.bench import machine, parts
+
+    for _ in range(2):  # libraries warm up, workers fill their queues
+        step()
+    machine.wait(clock.device)
     waits, seconds = [], []
-    for _ in range(steps):
+    for _ in range(count):
         begin = time.perf_counter()
         waits.append(step())
-        machine.wait(world.device)
+        machine.wait(clock.device)
         seconds.append(time.perf_counter() - begin)
     clock.seconds.clear()
-    with clock.around(*places(trainer)), clock.part("rest"):
-        for _ in range(steps):
+    with clock.around(*timed_calls(trainer)), clock.part("rest"):
+        for _ in range(count):
             step()
-    by_part = {name: clock.seconds.get(name, 0.0) / steps for name in PARTS}
-    counts = parts.count(step)
-    reader, crop = Decoded(data, resolved(recipe.data.decoder)), build.views(recipe)
-    alone = {"decode": [], "crops": []}
-    for i in range(min(options.images, len(data))):
+    part_seconds = {name: clock.seconds.get(name, 0.0) / count for name in PARTS}
+    return {"waits": waits, "turns": seconds, "parts": part_seconds, "counts": parts.count(step)}
+
+
+def per_image(recipe, data, count: int) -> dict[str, float]:
+    """Median seconds to decode and to crop one image, in this process."""
+    from maskwise import build
+    from maskwise.data.decoding.jpeg import resolve_decoder
+    from maskwise.data.reader import DecodedDataset
+
+    reader, views = DecodedDataset(data, resolve_decoder(recipe.data.decoder)), build.views(recipe)
+    seconds: dict[str, list[float]] = {"decode": [], "crops": []}
+    for i in range(count):
         begin = time.perf_counter()
         image = reader.image(i)
-        middle = time.perf_counter()
-        crop.batch([image], [i], 0)
-        alone["decode"].append(middle - begin)
-        alone["crops"].append(time.perf_counter() - middle)
-    per_step, images = statistics.median(seconds), recipe.train.batch_size
-    return {
-        "bench": "train", "recipe": options.recipe, "overrides": options.overrides, "batch": images, "machine": machine.about(world.device),
-        "precision": trainer.precision, "workers": build.workers(recipe, world), "images_per_second": images / per_step, "seconds_per_step": per_step,
-        "turns": seconds, "data_wait_share": sum(waits) / sum(seconds), "flops_per_step": counts["flops"], "flops_per_second": counts["flops"] / per_step,
-        "matmul_rate": rate, "share_of_matmul_rate": counts["flops"] / per_step / rate, "host_reads_per_step": counts["host_reads"],
-        "peak_memory": machine.peak_memory(world.device), "parts": by_part,
-        "per_image_alone": {name: statistics.median(each) for name, each in alone.items()},
-    }  # fmt: skip
+        decoded = time.perf_counter()
+        views.batch([image], [i], 0)
+        seconds["decode"].append(decoded - begin)
+        seconds["crops"].append(time.perf_counter() - decoded)
+    return {name: statistics.median(values) for name, values in seconds.items()}
 
 
-def places(trainer) -> list[tuple[object, str, str]]:
-    """The parts of a trainer's step, for `Clock.around`; what its method lacks is left out."""
+def timed_calls(trainer) -> list[tuple[object, str, str]]:
+    """(owner, attribute, part) of the calls that make up a trainer's step, for `Clock.around`."""
     import torch
 
     from maskwise.engine import trainer as engine
+    from maskwise.functional import losses
 
     method = trainer.method
-    known = [
-        (method, "teach", "teacher"), (method, "hide", "mask"), (method, "study", "student"), (method.student.head, "embed", "student head"),
-        (method, "image_term", "loss"), (method, "patch_term", "loss"), (torch.Tensor, "backward", "backward"), (trainer, "_clip", "clip"),
-        (engine, "step_if", "optimizer"), (method, "update_teacher", "EMA"), (trainer, "_floats", "copy"),
-    ]  # fmt: skip
-    if hasattr(method, "learns_labels"):
-        known += [(method, "look", "student"), (method.student.head, "losses", "loss")]
-    return [each for each in known if hasattr(each[0], each[1])]
+    calls = [
+        (method, "teacher_forward", "teacher"),
+        (method, "sample_masks", "mask"),
+        (method, "student_forward", "student"),
+        (method.student.head, "embed", "student head"),
+        (losses, "dino_loss_from_probs", "loss"),
+        (losses, "ibot_loss_from_probs", "loss"),
+        (torch.Tensor, "backward", "backward"),
+        (trainer, "_clip", "clip"),
+        (engine, "step_if", "optimizer"),
+        (method, "update_teacher", "EMA"),
+        (trainer, "_floats", "copy"),
+    ]
+    if method.learns_labels:
+        calls += [(method, "student_features", "student"), (method.student.head, "losses", "loss")]
+    return [call for call in calls if hasattr(call[0], call[1])]  # other methods have fewer parts
 
 
 def text(result: dict) -> str:
-    """The result as tables."""
-    machine, step = result["machine"], result["seconds_per_step"]
+    """Format the result as tables."""
+    about, step = result["record"], result["seconds_per_step"]
     total = sum(result["parts"].values())
+    parts = [[name, seconds, 100 * seconds / total] for name, seconds in result["parts"].items()]
     alone = ", ".join(f"{name} {1e3 * seconds:.3g} ms" for name, seconds in result["per_image_alone"].items())
-    return "\n".join([
-        f"{machine['device']}, {machine['threads']} threads, {result['workers']} workers, {result['precision']}, torch {machine['torch']}, commit {machine['commit']}",
-        f"{result['recipe']} at batch {result['batch']}: {result['images_per_second']:.3g} img/s, {step:.3g} s a step, {100 * result['data_wait_share']:.3g} % waiting for data,",
-        f"{result['flops_per_second'] / 1e9:.3g} GFLOP/s ({100 * result['share_of_matmul_rate']:.3g} % of the matmul rate {result['matmul_rate'] / 1e9:.3g}), "
-        f"{result['host_reads_per_step']} host reads a step, {result['peak_memory'] / 2**30:.3g} GiB at most",
-        "",
-        table([["part", "s", "%"], *([name, seconds, 100 * seconds / total] for name, seconds in result["parts"].items())]),
-        "",
-        f"one image alone in one process: {alone}",
-    ])  # fmt: skip
+    return "\n".join(
+        [
+            f"{about['hardware']}, {about['threads']} threads, {result['workers']} workers, {result['precision']}, "
+            f"torch {about['torch']}, commit {about['commit'] or 'unknown'}",
+            f"{result['recipe']} at batch {result['batch']}: {result['images_per_second']:.3g} img/s, "
+            f"{step:.3g} s per step, {100 * result['data_wait_share']:.3g} % waiting for data,",
+            f"{result['flops_per_second'] / 1e9:.3g} GFLOP/s ({100 * result['share_of_matmul_rate']:.3g} % "
+            f"of the matmul rate {result['matmul_rate'] / 1e9:.3g}), {result['host_reads_per_step']} host reads "
+            f"per step, {result['peak_memory'] / 2**30:.3g} GiB peak memory",
+            "",
+            table([["part", "s", "%"], *parts]),
+            "",
+            f"per image, in one process: {alone}",
+        ]
+    )

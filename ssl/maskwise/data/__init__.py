@@ -1,1 +1,1 @@
-"""Files in, batches out: datasets, decoding, multi-crop, colour and the loader; knows nothing of models."""
+"""Files in, batches out: datasets, decoding, crops, augmentation and the loader; imports nothing of models."""

@@ -1,5 +1,6 @@
-"""The value that travels from the loader to the device: crops, colour parameters, labels and indices."""
+"""Batches on their way from the loader to the device: crops, color parameters, labels and sample indices."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -8,11 +9,11 @@ JITTER_OPS = ("brightness", "contrast", "saturation", "hue")
 
 
 @dataclass(frozen=True)
-class Plan:
-    """Which rows each colour operation touches, known on the host, so that the device is never asked.
+class ColorPlan:
+    """List the rows that each color operation changes, computed on the host to avoid a device synchronization.
 
-    steps: (operation, first, last) into `rows`, in the order in which they are applied; rows: int64 [sum];
-    reach: half width in pixels of the widest box of the blur.
+    steps: (operation, first, last) into `rows`, in order of application; rows: int64 [sum]; reach: half width in pixels
+    of the widest blur box.
     """
 
     steps: tuple
@@ -21,94 +22,112 @@ class Plan:
 
 
 @dataclass(frozen=True)
-class Colours:
-    """Colour parameters of n crops (attmask.md 3).
+class ColorParams:
+    """Color parameters of n crops (DINO, sec. 3.1; BYOL, app. B).
 
-    jitter bool [n]; factors float32 [n, 4] of brightness, contrast, saturation (1 = unchanged) and hue (turns);
-    order int64 [n, 4]: which of the four comes at place k; grey bool [n]; sigma float32 [n] in pixels, 0 = no
-    blur; solarize bool [n].
+    jitter bool [n]; factors float32 [n, 4] of brightness, contrast, saturation (1 = unchanged) and hue (turns); order
+    int64 [n, 4]: the operation at place k; gray bool [n]; sigma float32 [n] in pixels, 0 = no blur; solarize bool [n].
     """
 
     jitter: torch.Tensor
     factors: torch.Tensor
     order: torch.Tensor
-    grey: torch.Tensor
+    gray: torch.Tensor
     sigma: torch.Tensor
     solarize: torch.Tensor
-    plan: Plan | None = None
+    plan: ColorPlan | None = None
 
     def __len__(self) -> int:
         return len(self.jitter)
 
-    def __getitem__(self, rows) -> "Colours":
-        """Parameters of some rows (a slice or an index tensor)."""
-        return Colours(self.jitter[rows], self.factors[rows], self.order[rows], self.grey[rows],
-                       self.sigma[rows], self.solarize[rows])
+    def __getitem__(self, rows) -> "ColorParams":
+        """Select rows by a slice or an index tensor; the plan is dropped."""
+        return ColorParams(
+            self.jitter[rows],
+            self.factors[rows],
+            self.order[rows],
+            self.gray[rows],
+            self.sigma[rows],
+            self.solarize[rows],
+        )
 
-    def planned(self) -> "Colours":
-        """The same with its plan; on the host, before it is moved."""
+    def with_plan(self) -> "ColorParams":
+        """Add the plan; call it on the host, before the parameters move to a device."""
         if self.plan is not None:
             return self
-        groups = [(op, self.jitter & (self.order[:, place] == k))
-                  for place in range(4) for k, op in enumerate(JITTER_OPS)]
-        groups += [("grey", self.grey), ("blur", self.sigma > 0), ("solarize", self.solarize)]
+        groups = [
+            (op, self.jitter & (self.order[:, place] == k)) for place in range(4) for k, op in enumerate(JITTER_OPS)
+        ]
+        groups += [("gray", self.gray), ("blur", self.sigma > 0), ("solarize", self.solarize)]
         steps, rows, first = [], [], 0
         for op, chosen in groups:
-            found = chosen.nonzero().flatten()
-            if len(found):
-                steps.append((op, first, first + len(found)))
-                rows.append(found)
-                first += len(found)
+            indices = chosen.nonzero().flatten()
+            if len(indices):
+                steps.append((op, first, first + len(indices)))
+                rows.append(indices)
+                first += len(indices)
         flat = torch.cat(rows) if rows else torch.zeros(0, dtype=torch.int64)
         widest = float(self.sigma.max()) if len(self) else 0.0
-        return replace(self, plan=Plan(tuple(steps), flat, box_reach(widest)))
+        return replace(self, plan=ColorPlan(tuple(steps), flat, box_reach(widest)))
 
-    def each(self, move) -> "Colours":
-        """Apply `move` to every tensor, the plan's included."""
-        plan = None if self.plan is None else replace(self.plan, rows=move(self.plan.rows))
-        return Colours(move(self.jitter), move(self.factors), move(self.order), move(self.grey),
-                       move(self.sigma), move(self.solarize), plan)
+    def map_tensors(self, function: Callable) -> "ColorParams":
+        """Apply `function` to every tensor, those of the plan included."""
+        plan = None if self.plan is None else replace(self.plan, rows=function(self.plan.rows))
+        return ColorParams(
+            function(self.jitter),
+            function(self.factors),
+            function(self.order),
+            function(self.gray),
+            function(self.sigma),
+            function(self.solarize),
+            plan,
+        )
 
 
 def box_reach(sigma: float) -> int:
-    """Pixels that one pass of a three-pass extended box blur of this sigma reaches to each side."""
+    """Compute how many pixels one pass of a three-pass extended box blur reaches to each side."""
     return int(((4 * sigma * sigma + 1) ** 0.5 - 1) / 2) + 1
 
 
 @dataclass(frozen=True)
 class Erased:
-    """Rectangles to be erased: rows int64 [m] of the crops, boxes int64 [m, 4] (top, left, height, width), keys int64 [m] of what is put there."""
+    """List the rectangles of random erasing.
+
+    rows int64 [m] of the crops, boxes int64 [m, 4] (top, left, height, width), keys int64 [m] of the fill values.
+    """
 
     rows: torch.Tensor
     boxes: torch.Tensor
     keys: torch.Tensor
 
-    def each(self, move) -> "Erased":
-        """Apply `move` to every tensor."""
-        return Erased(move(self.rows), move(self.boxes), move(self.keys))
+    def map_tensors(self, function: Callable) -> "Erased":
+        """Apply `function` to every tensor."""
+        return Erased(function(self.rows), function(self.boxes), function(self.keys))
 
 
 @dataclass(frozen=True)
 class Params:
-    """Colour parameters of the global and of the local crops of a batch, rows as the crops; what is erased of the global ones."""
+    """Color parameters of global and local crops, one row per crop, and the erased boxes of global crops."""
 
-    global_: Colours
-    local_: Colours
+    global_: ColorParams
+    local_: ColorParams
     erased: Erased | None = None
 
-    def each(self, move) -> "Params":
-        """Apply `move` to every tensor."""
-        erased = None if self.erased is None else self.erased.each(move)
-        return Params(self.global_.planned().each(move), self.local_.planned().each(move), erased)
+    def map_tensors(self, function: Callable) -> "Params":
+        """Apply `function` to every tensor."""
+        erased = None if self.erased is None else self.erased.map_tensors(function)
+        return Params(
+            self.global_.with_plan().map_tensors(function), self.local_.with_plan().map_tensors(function), erased
+        )
 
 
 @dataclass(frozen=True)
 class Batch:
     """Crops of B images, crop-major: rows 0..B-1 are view 0 of every image.
 
-    global_crops uint8 [2B, 3, S, S]; local_crops uint8 [L*B, 3, s, s]; params: Params; labels int64 [B] or None;
-    index int64 [B]: the samples drawn, which key all randomness; step: the step of the run that it is for; corrupt: name -> reason of the files among them
-    that could not be read; replaced: how many of the B show the next readable image instead.
+    global_crops uint8 [2B, 3, S, S]; local_crops uint8 [L*B, 3, s, s]; labels int64 [B] or None; index int64 [B]:
+    sample ids, the keys of all randomness; corrupt: name -> reason of each unreadable file; replaced: how many of the B
+    images are replacements of unreadable ones; step: step of the run.
     """
 
     global_crops: torch.Tensor
@@ -123,16 +142,22 @@ class Batch:
     def __len__(self) -> int:
         return len(self.index)
 
-    def each(self, move) -> "Batch":
-        """Apply `move` to every tensor."""
-        labels = None if self.labels is None else move(self.labels)
-        return replace(self, global_crops=move(self.global_crops), local_crops=move(self.local_crops), params=self.params.each(move),
-                       labels=labels, index=move(self.index))
+    def map_tensors(self, function: Callable) -> "Batch":
+        """Apply `function` to every tensor."""
+        labels = None if self.labels is None else function(self.labels)
+        return replace(
+            self,
+            global_crops=function(self.global_crops),
+            local_crops=function(self.local_crops),
+            params=self.params.map_tensors(function),
+            labels=labels,
+            index=function(self.index),
+        )
 
     def to(self, device) -> "Batch":
-        """The batch on a device; copies from pinned memory do not block."""
-        return self.each(lambda tensor: tensor.to(device, non_blocking=True))
+        """Copy the batch to a device; copies from pinned memory do not block."""
+        return self.map_tensors(lambda tensor: tensor.to(device, non_blocking=True))
 
     def pin_memory(self) -> "Batch":
-        """The batch in page-locked memory."""
-        return self.each(lambda tensor: tensor.pin_memory())
+        """Copy the batch to page-locked memory."""
+        return self.map_tensors(lambda tensor: tensor.pin_memory())

@@ -1,104 +1,136 @@
-"""Batches of a whole run; each is a pure function of (seed, step, world), whatever computes it."""
+"""Load the batches of a whole run; each is a pure function of (seed, step, rank), independent of the workers."""
+
+from dataclasses import dataclass
 
 import torch
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
-from maskwise.data import decoders
 from maskwise.data.batch import Batch
-from maskwise.data.reader import Decoded, NoneReadable, Reader, remembered
-from maskwise.data.slots import Packed, Room, Slots
-from maskwise.data.worker import start_worker
-from maskwise.functional import draws
-from maskwise.functional.errors import UserError
+from maskwise.data.decoding import jpeg
+from maskwise.data.options import ReadOptions
+from maskwise.data.reader import DecodedDataset, NoReadableImages, Reader, cached_if_small
+from maskwise.data.shared_memory import BufferAllocator, BufferPool, SharedBatch
+from maskwise.data.worker import Items, start_worker
+from maskwise.errors import UserError
+from maskwise.functional import keyed_random
 
-LARGE_BATCH = 1 << 28  # bytes of crops from which on each worker prepares one batch ahead, not two
-IN_USE = 3  # batches outside the workers' queue: one in the step, one copied ahead, one for a picture
+LARGE_BATCH = 1 << 28  # bytes of crops above which each worker prefetches one batch, not two
+IN_USE = 3  # batches outside the workers' queue: one in the step, one being copied ahead, one for a picture
 
 
 def steps_per_epoch(count: int, batch_size: int) -> int:
-    """Whole batches in one pass over `count` images; what is left over waits for the next epoch's order."""
+    """Count the whole batches of an epoch of `count` images; the remainder is dropped."""
     return count // batch_size
 
 
 def epoch_order(seed: int, epoch: int, count: int, batch_size: int, repeats: int = 1) -> torch.Tensor:
-    """The samples of an epoch in the order of its batches -> int64; with repeats copy k of image i is the sample i + k * count.
+    """Order the samples of an epoch -> int64; with repeats, copy k of image i is sample i + k * count.
 
-    A repeated epoch sees count / repeats images, the copies of one in the same batch (Hoffer et al. 2020; timm's sampler), and neighbours
-    in a batch, which mixing pairs, are places half a batch apart, so that no copy meets its like.
+    A repeated epoch covers count / repeats images, all copies of an image in one batch (Hoffer et al. 2020; timm's
+    RepeatAugSampler). Copies lie half a batch apart, so that mixup never pairs an image with its own copy.
     """
-    order = draws.order(seed, epoch, count)
+    order = keyed_random.order(seed, epoch, count)
     if repeats == 1:
         return order
-    samples = (order[:, None] + count * torch.arange(repeats)).flatten()[:steps_per_epoch(count, batch_size) * batch_size]
+    samples = (order[:, None] + count * torch.arange(repeats)).flatten()
+    samples = samples[: steps_per_epoch(count, batch_size) * batch_size]
     return samples if batch_size % 2 else samples.view(-1, 2, batch_size // 2).transpose(1, 2).flatten()
 
 
-def batches(dataset, multicrop, *, batch_size: int, rank: int = 0, world_size: int = 1, seed: int = 0,
-            start_step: int = 0, total_steps: int, workers: int = 0, pin_memory: bool = False, repeats: int = 1,
-            cache: str = "auto", corrupt_share: float = 0.01, decoder: str = "auto", jpeg_scaling: bool = False) -> "Batches":
-    """Iterate over this rank's `Batch` of every step in [start_step, total_steps).
-
-    batch_size is that of all ranks together: step s takes order(seed, epoch)[s*B : (s+1)*B] of its epoch and rank
-    r the r-th part of it; `repeats` takes each image so often (`epoch_order`). One set of workers lives for the whole run. An unreadable
-    image is replaced by the next readable one and reported; `corrupt_share` is for whoever judges how many are too many (engine/bad_images.py).
-    cache: "auto" keeps decoded images in memory where all processes together need less than 1 GiB, "none" never.
-    decoder: of JPEGs (`decoders.NAMES`). jpeg_scaling: decode a JPEG at 1/2, 1/4 or 1/8 of its size where every view of
-    it is still made smaller after that; nothing is kept in memory then.
-    Raises UserError for a decoder that does not work here, and for a batch that the data cannot fill or the ranks cannot share.
-    """
-    count = len(dataset)
+def check_batch_size(batch_size: int, count: int, world_size: int) -> None:
+    """Raise UserError for a global batch that `count` images cannot fill or `world_size` ranks cannot share evenly."""
     if batch_size < 1:
         raise UserError(f"train.batch_size is {batch_size}; it must be at least 1")
     if batch_size > count:
-        raise UserError(f"train.batch_size is {batch_size} but the data has {count} images; "
-                        f"set train.batch_size={count} or less")
+        largest = max(world_size, count // world_size * world_size)
+        available = "is only one image" if count == 1 else f"are only {count} images"
+        raise UserError(
+            f"train.batch_size is {batch_size} and there {available}; "
+            f"give train.batch_size={largest} or less, or more images"
+        )
     if batch_size % world_size:
-        raise UserError(f"train.batch_size is {batch_size}, which {world_size} ranks cannot share evenly; "
-                        f"set train.batch_size={max(1, batch_size // world_size) * world_size}")
-    decoder = decoders.resolved(decoder)
-    dataset = Decoded(dataset, decoder)
-    if cache == "auto" and not jpeg_scaling:
-        dataset = remembered(dataset, processes=max(1, workers))
-    steps = Steps(dataset, multicrop, batch_size, rank, world_size, seed, jpeg_scaling, repeats)
-    return Batches(steps, range(start_step, total_steps), workers, pin_memory, corrupt_share)
+        near = max(world_size, batch_size // world_size * world_size)
+        raise UserError(
+            f"train.batch_size {batch_size} (the global batch) does not divide over {world_size} ranks; "
+            f"give train.batch_size={near}, or to continue a run a number of ranks that divides {batch_size}"
+        )
+
+
+def batches(
+    dataset,
+    multicrop,
+    *,
+    batch_size: int,
+    total_steps: int,
+    start_step: int = 0,
+    seed: int = 0,
+    rank: int = 0,
+    world_size: int = 1,
+    repeats: int = 1,
+    workers: int = 0,
+    pin_memory: bool = False,
+    **read_options,
+) -> "Batches":
+    """Iterate over this rank's `Batch` of every step in [start_step, total_steps).
+
+    batch_size is global: step s takes order(seed, epoch)[s*B : (s+1)*B] of its epoch and rank r the r-th part of it.
+    repeats: copies of each image in a batch (`epoch_order`). The workers live for the whole run. An unreadable image is
+    replaced by the next readable one and reported. read_options: the fields of `ReadOptions`.
+    Raises UserError for a decoder that does not work on this machine and for an impossible batch size.
+    """
+    check_batch_size(batch_size, len(dataset), world_size)
+    reading = ReadOptions(**read_options)
+    dataset = DecodedDataset(dataset, jpeg.resolve_decoder(reading.decoder))
+    if reading.cache == "auto" and not reading.jpeg_scaling:
+        dataset = cached_if_small(dataset, processes=max(1, workers))
+    share = RankShare(seed, batch_size, rank, world_size, repeats)
+    order, pool, prefetch = range(start_step, total_steps), None, None
+    if workers:
+        size = dataset.bytes_per_pixel * multicrop.pixels * share.images
+        prefetch = 1 if size > LARGE_BATCH else 2
+        pool = BufferPool(min(workers * prefetch + IN_USE, max(1, len(order))), size)
+    loader = DataLoader(
+        StepDataset(dataset, multicrop, share, reading.jpeg_scaling, pool),
+        batch_size=None,
+        sampler=StepSampler(order, pool),
+        num_workers=workers,
+        collate_fn=identity,
+        pin_memory=pin_memory,
+        worker_init_fn=start_worker,
+        generator=torch.Generator(),
+        prefetch_factor=prefetch,
+    )
+    return Batches(loader, len(dataset), reading.corrupt_share, pool)
 
 
 class Batches:
-    """Iterator over batches with an account of the files that could not be read.
+    """Iterate over batches and account for unreadable files.
 
-    .corrupt: name -> reason of each; .seen: images asked for so far, by this rank; .replaced: how many of them were replaced;
-    .count: images of the set; .ceiling: the share of it that may be unreadable.
+    .corrupt: name -> reason of each; .seen: images read so far by this rank; .replaced: how many of them were replaced;
+    .count: images of the dataset; .ceiling: accepted share of unreadable images.
     """
 
-    def __init__(self, steps: "Steps", order: range, workers: int, pin_memory: bool, corrupt_share: float):
+    def __init__(self, loader: DataLoader, count: int, corrupt_share: float, pool: BufferPool | None = None):
         self.corrupt: dict[str, str] = {}
         self.seen = 0
         self.replaced = 0
-        self.count, self.ceiling = len(steps.dataset), corrupt_share
-        self._length = len(order)
-        self._slots, options = None, {}
-        if workers:
-            size = steps.bytes_per_batch()
-            ahead = 1 if size > LARGE_BATCH else 2
-            self._slots = Slots(min(workers * ahead + IN_USE, max(1, len(order))), size)
-            steps.buffers, steps.key, options = self._slots.buffers, self._slots.key, {"prefetch_factor": ahead}
-        loader = DataLoader(steps, batch_size=None, sampler=Dispatch(order, self._slots), num_workers=workers, collate_fn=unchanged,
-                            pin_memory=pin_memory, worker_init_fn=start_worker, generator=torch.Generator(), **options)
-        self._iterator = iter(loader)
+        self.count, self.ceiling = count, corrupt_share
+        self._length, self._iterator = len(loader), Items(loader)
+        self._pool = pool  # batches refer to it by key: it has to live as long as they are read
 
     def __iter__(self):
         return self
 
     def __len__(self) -> int:
-        """Batches of the whole iteration."""
+        """Count the batches of the whole iteration."""
         return self._length
 
     def __next__(self) -> Batch:
         batch = next(self._iterator)
-        if isinstance(batch, Packed):
-            batch = batch.unpacked()
+        if isinstance(batch, SharedBatch):
+            batch = batch.unpack()
         if isinstance(batch, UserError):
-            self.corrupt.update(batch.corrupt if isinstance(batch, NoneReadable) else {})
+            self.corrupt.update(batch.corrupt if isinstance(batch, NoReadableImages) else {})
             self.close()
             raise batch
         self.seen += len(batch)
@@ -107,68 +139,86 @@ class Batches:
         return batch
 
     def close(self) -> None:
-        """Let the workers go."""
+        """End the workers."""
         self._iterator = iter(())
 
 
-class Dispatch:
-    """The steps in order, each with the slot that its batch is to be written into (None: none is free, or none is needed)."""
+class StepSampler:
+    """Yield the steps in order, each with the number of a free buffer, or None without one."""
 
-    def __init__(self, order: range, slots: Slots | None):
-        self.order, self.slots = order, slots
+    def __init__(self, order: range, pool: BufferPool | None):
+        self.order, self.pool = order, pool
 
     def __len__(self) -> int:
         return len(self.order)
 
     def __iter__(self):
         for step in self.order:
-            yield step, None if self.slots is None else self.slots.take()
+            yield step, None if self.pool is None else self.pool.take()
 
 
-class Steps(Dataset):
-    """(step, slot) -> this rank's Batch of that step; from a worker, Packed."""
+@dataclass(frozen=True)
+class RankShare:
+    """Select the samples of one rank: seed of the order, global batch size, rank, ranks, copies of each image."""
 
-    buffers: list[torch.Tensor] = []
-    key = -1
+    seed: int
+    batch_size: int
+    rank: int = 0
+    world_size: int = 1
+    repeats: int = 1
 
-    def __init__(self, dataset, multicrop, batch_size: int, rank: int, world_size: int, seed: int, jpeg_scaling: bool = False, repeats: int = 1):
-        self.dataset, self.multicrop, self.jpeg_scaling, self.repeats = dataset, multicrop, jpeg_scaling, repeats
-        self.batch_size, self.rank, self.world_size, self.seed = batch_size, rank, world_size, seed
+    @property
+    def images(self) -> int:
+        """Count the images of a batch on this rank."""
+        return self.batch_size // self.world_size
+
+
+class StepDataset(Dataset):
+    """Map (step, buffer) to this rank's Batch of that step; a worker returns a SharedBatch."""
+
+    def __init__(self, dataset, multicrop, share: RankShare, jpeg_scaling: bool, pool: BufferPool | None):
+        self.dataset, self.multicrop = dataset, multicrop
+        self.share, self.jpeg_scaling = share, jpeg_scaling
+        # Not the pool itself: a worker that is spawned, not forked, gets the shared buffers only.
+        self.buffers, self.pool_key = ([], -1) if pool is None else (pool.buffers, pool.key)
         self._order = (None, None)
 
-    def bytes_per_batch(self) -> int:
-        """Bytes of the crops of one batch of this rank."""
-        return 3 * self.multicrop.pixels * self.batch_size // self.world_size
-
-    def __getitem__(self, item: tuple[int, int | None]) -> "Batch | Packed | UserError":
-        step, slot = item
-        epoch, place = divmod(step, steps_per_epoch(len(self.dataset), self.batch_size))
-        if self._order[0] != epoch:
-            self._order = (epoch, epoch_order(self.seed, epoch, len(self.dataset), self.batch_size, self.repeats))
-        share = self.batch_size // self.world_size
-        first = place * self.batch_size + self.rank * share
-        index = self._order[1][first:first + share].clone()
-        reader = Reader(self.dataset, self._shrink(index, epoch) if self.jpeg_scaling else None)
-        empty = torch.empty if slot is None else Room(self.buffers[slot])
+    def __getitem__(self, item: tuple[int, int | None]) -> "Batch | SharedBatch | UserError":
+        step, buffer = item
+        epoch, index = self._samples(step)
+        reader = Reader(self.dataset, self._shrink_factor(index, epoch) if self.jpeg_scaling else None)
+        empty = torch.empty if buffer is None else BufferAllocator(self.buffers[buffer])
         try:
-            images = map(reader, range(share), (index % len(self.dataset)).tolist())
+            images = map(reader, range(len(index)), (index % len(self.dataset)).tolist())
             global_crops, local_crops, params = self.multicrop.batch(images, index, epoch, empty)
-        except UserError as error:  # handed over as a value: a worker's exception would arrive as a traceback
+        except UserError as error:  # returned as a value: an exception in a worker would arrive as a traceback
             return error
         labels = self.dataset.labels
         labels = None if labels is None else labels[torch.tensor(reader.read)]
         batch = Batch(global_crops, local_crops, params, labels, index, reader.corrupt, reader.replaced, step)
-        return batch if get_worker_info() is None else Packed.of(batch, self.key, slot)
+        if get_worker_info() is None:
+            return batch
+        return SharedBatch.of(batch, self.pool_key, None if buffer is None or empty.overflowed else buffer)
 
-    def _shrink(self, index: torch.Tensor, epoch: int):
-        uniforms = self.multicrop.geometry(index, epoch)
+    def _samples(self, step: int) -> tuple[int, torch.Tensor]:
+        """Return the epoch of a step and the sample ids int64 [B] of this rank."""
+        share, count = self.share, len(self.dataset)
+        epoch, place = divmod(step, steps_per_epoch(count, share.batch_size))
+        if self._order[0] != epoch:
+            self._order = (epoch, epoch_order(share.seed, epoch, count, share.batch_size, share.repeats))
+        first = place * share.batch_size + share.rank * share.images
+        return epoch, self._order[1][first : first + share.images].clone()
 
-        def shrink(place: int, height: int, width: int) -> int:
-            return self.multicrop.shrink(self.multicrop.boxes(uniforms[place:place + 1], [(height, width)])[0][0])
+    def _shrink_factor(self, index: torch.Tensor, epoch: int):
+        uniforms = self.multicrop.sample_uniforms(index, epoch)
 
-        return shrink
+        def shrink_factor(place: int, height: int, width: int) -> int:
+            boxes, _ = self.multicrop.boxes(uniforms[place : place + 1], [(height, width)])
+            return self.multicrop.shrink_factor(boxes[0])
+
+        return shrink_factor
 
 
-def unchanged(item):
-    """A collate function for items that are batches already."""
+def identity(item):
+    """Return the item: a collate function for items that are batches already."""
     return item

@@ -1,115 +1,131 @@
-"""Images by index as the loader reads them: through one decoder, shrunk where that loses nothing, from memory where they fit."""
+"""Read images by index for the loader: choose the decoder, shrink while decoding, cache, replace unreadable images."""
 
+from collections.abc import Callable
 from functools import partial
 
 import torch
 
-from maskwise.data.decode import MAX_PIXELS, CorruptImage, decode, orientation_of, read
-from maskwise.data.decoders import header
-from maskwise.data.multicrop import Shrunk, channels_last
-from maskwise.functional.errors import UserError
+from maskwise.data.decoding.image import MAX_PIXELS, CorruptImage, decode, orientation_of, read
+from maskwise.data.decoding.jpeg import read_header
+from maskwise.data.multicrop import ScaledImage, channels_last
+from maskwise.errors import UserError
 
 CACHE_BYTES = 1 << 30
-ROW_OF_FAILURES = 100
+MAX_FAILURES_IN_A_ROW = 100
 
 
-class Decoded:
-    """A dataset read through a decoder of ours, where it says what is to be decoded (`source(index)`: a path or bytes).
+class DecodedDataset:
+    """Wrap a dataset to decode its encoded images (`dataset.source(index)`: a path or bytes) with a chosen decoder.
 
-    decoder: one that `decoders.resolved` returned. Evaluations read `dataset.image` instead, which is Pillow's everywhere.
+    Datasets without `source`, not of 8-bit RGB, or with a range of values are read through `dataset.image`, which uses
+    Pillow.
+    decoder: a name that `jpeg.resolve_decoder` returned.
     """
 
     def __init__(self, dataset, decoder: str = "pil"):
         self.dataset, self.decoder = dataset, decoder
         self.labels = getattr(dataset, "labels", None)
-        self.encoded = hasattr(dataset, "source")
+        self.channels, self.bits = getattr(dataset, "channels", 3), getattr(dataset, "bits", 8)
+        plain = (self.channels, self.bits, getattr(dataset, "value_range", None)) == (3, 8, None)
+        self.encoded = hasattr(dataset, "source") and plain
         self.max_pixels = getattr(dataset, "max_pixels", MAX_PIXELS)
+        self.bytes_per_pixel = self.channels * self.bits // 8
 
     def __len__(self) -> int:
         return len(self.dataset)
 
     def image(self, index: int) -> torch.Tensor:
-        """uint8 [3, H, W]. Raises decode.CorruptImage."""
+        """Decode one image to uint8 [3, H, W]. Raises CorruptImage."""
         if not self.encoded:
             return self.dataset.image(index)
         return decode(self.dataset.source(index), self.dataset.name(index), self.decoder, max_pixels=self.max_pixels)
 
-    def shrunk(self, index: int, shrink) -> "torch.Tensor | Shrunk":
-        """The image at 1 / shrink(height, width) of its size where it is a JPEG; whole otherwise. Raises decode.CorruptImage."""
+    def scaled_image(self, index: int, shrink_factor: Callable[[int, int], int]) -> torch.Tensor | ScaledImage:
+        """Decode a JPEG at 1 / shrink_factor(height, width) of its size, other files in full. Raises CorruptImage."""
         if not self.encoded:
             return self.dataset.image(index)
         source, name = self.dataset.source(index), self.dataset.name(index)
         try:
             data = read(source)
-            found = header(data)
-            turn = orientation_of(data, found)
+            header = read_header(data)
+            orientation = orientation_of(data, header)
         except Exception as error:  # as in `decode`
             raise CorruptImage.because(name, error) from None
-        size = None if found is None else (found.width, found.height) if turn >= 5 else (found.height, found.width)
-        by = 1 if size is None else shrink(*size)
-        pixels = decode(data, name, self.decoder, by, max_pixels=self.max_pixels)
-        return pixels if by == 1 else Shrunk(pixels, size)
+        if header is None:
+            return decode(data, name, self.decoder, max_pixels=self.max_pixels)
+        transposed = orientation >= 5
+        size = (header.width, header.height) if transposed else (header.height, header.width)
+        factor = shrink_factor(*size)
+        pixels = decode(data, name, self.decoder, factor, max_pixels=self.max_pixels)
+        return pixels if factor == 1 else ScaledImage(pixels, size)
 
 
-class NoneReadable(UserError):
-    """So many images in a row that cannot be read; `.corrupt` has their names and reasons."""
+class NoReadableImages(UserError):
+    """Report too many unreadable images in a row; `.corrupt` maps their names to reasons."""
 
     def __init__(self, corrupt: dict[str, str]):
         name, reason = next(iter(corrupt.items()))
-        super().__init__(f"{ROW_OF_FAILURES} images in a row could not be read (first {name}: {reason}); remove the damaged files or repair the data")
+        super().__init__(
+            f"{MAX_FAILURES_IN_A_ROW} images in a row could not be read (first {name}: {reason}); "
+            "remove the damaged files or repair the data; a run then continues with --accept-changed-data"
+        )
         self.corrupt = corrupt
 
     def __reduce__(self):
-        return NoneReadable, (self.corrupt,)
+        return NoReadableImages, (self.corrupt,)
 
 
 class Reader:
-    """Images by place in the batch and index; one that cannot be read gives way to the next that can.
+    """Read images by place in the batch and index, replacing an unreadable image by the next readable one.
 
-    shrink: (place, height, width) -> the factor by which a JPEG of that size may be shrunk while decoded; None: by none.
+    shrink_factor: (place, height, width) -> factor by which a JPEG may be shrunk while decoded; None: never.
+    `.read` lists the indices read, `.corrupt` maps unreadable files to reasons, `.replaced` counts replacements.
     """
 
-    def __init__(self, dataset, shrink=None):
-        self.dataset, self.shrink = dataset, shrink
+    def __init__(self, dataset, shrink_factor: Callable[[int, int, int], int] | None = None):
+        self.dataset, self.shrink_factor = dataset, shrink_factor
         self.read: list[int] = []
         self.corrupt: dict[str, str] = {}
         self.replaced = 0
 
-    def __call__(self, place: int, index: int) -> "torch.Tensor | Shrunk":
-        for tried in range(ROW_OF_FAILURES):
-            candidate = (index + tried) % len(self.dataset)
+    def __call__(self, place: int, index: int) -> torch.Tensor | ScaledImage:
+        for failures in range(MAX_FAILURES_IN_A_ROW):
+            candidate = (index + failures) % len(self.dataset)
             try:
-                image = self.dataset.shrunk(candidate, partial(self.shrink, place)) if self.shrink else self.dataset.image(candidate)
+                if self.shrink_factor is None:
+                    image = self.dataset.image(candidate)
+                else:
+                    image = self.dataset.scaled_image(candidate, partial(self.shrink_factor, place))
             except CorruptImage as error:
                 self.corrupt[error.name] = error.reason
                 continue
             self.read.append(candidate)
-            self.replaced += tried > 0
+            self.replaced += failures > 0
             return image
-        raise NoneReadable(self.corrupt)
+        raise NoReadableImages(self.corrupt)
 
 
-class Remembered:
-    """A dataset that decodes each image once and keeps it."""
+class CachedDataset:
+    """Wrap a decoded dataset to decode each image once and keep it in memory."""
 
-    def __init__(self, dataset):
+    def __init__(self, dataset: DecodedDataset):
         self.dataset = dataset
-        self.labels = getattr(dataset, "labels", None)
+        self.labels, self.bytes_per_pixel = dataset.labels, dataset.bytes_per_pixel
         self._images: dict[int, torch.Tensor] = {}
 
     def __len__(self) -> int:
         return len(self.dataset)
 
     def image(self, index: int) -> torch.Tensor:
-        """uint8 [3, H, W]. Raises decode.CorruptImage."""
+        """Return one image, uint8 [3, H, W]. Raises CorruptImage."""
         image = self._images.get(index)
         if image is None:
             image = self._images[index] = channels_last(self.dataset.image(index))[0]
         return image
 
 
-def remembered(dataset, processes: int):
-    """The dataset with a memory where `processes` copies of all its images fit into 1 GiB, judged by eight images."""
+def cached_if_small(dataset: DecodedDataset, processes: int) -> DecodedDataset | CachedDataset:
+    """Cache the dataset where `processes` copies of it fit into 1 GiB, estimated from eight images."""
     sizes = []
     for k in range(min(8, len(dataset))):
         try:
@@ -118,4 +134,4 @@ def remembered(dataset, processes: int):
             continue
     if not sizes or processes * len(dataset) * sum(sizes) / len(sizes) > CACHE_BYTES:
         return dataset
-    return Remembered(dataset)
+    return CachedDataset(dataset)

@@ -1,1 +1,1 @@
-"""Ranks: the only place that knows torch.distributed."""
+"""Process groups and sharding; the only package that imports torch.distributed."""

@@ -1,4 +1,4 @@
-"""`World`: who else is training, what the ranks say to each other, and what they do when one of them is lost."""
+"""The ranks of a run: process groups, collectives, and errors when a rank is lost."""
 
 import contextlib
 import dataclasses
@@ -16,20 +16,29 @@ from torch import Tensor, nn
 from torch.distributed.rendezvous import rendezvous
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from maskwise.functional.errors import UserError
+from maskwise.distributed.environment import read_ranks
+from maskwise.distributed.rendezvous import answers, taken
+from maskwise.errors import UserError
 
-PATIENCE = 600.0  # seconds that ranks wait for each other unless MASKWISE_TIMEOUT says otherwise
-_store = None  # where ranks that met leave words for each other; it outlives the process group
+TIMEOUT = 600.0  # seconds that ranks wait for each other unless MASKWISE_TIMEOUT is set
+# Seconds without the interpreter's lock after the last collective. Gloo's threads need it to drop their last tensors;
+# a thread that asks for it while the interpreter ends kills the process (process/ending.py).
+RELEASE = 0.1
+_store = None  # rendezvous store of the ranks, also used to report errors once; it outlives the process group
+
+# Destroyed process groups are kept alive until exit: DDP's reducer joins the gloo thread while it holds the GIL, and
+# that thread may need the GIL for the tensors of its last reduction, which can deadlock at shutdown.
+_KEEP_ALIVE: list = []
 
 
-# Groups that are left, kept to the end: whoever lets go last (DDP's reducer) joins gloo's thread with the GIL in hand, and that thread
-# may want the GIL for the tensors of its last sum. So the two waited for each other, now and then, after a run was over.
-LEFT: list = []
+def keep_alive(groups) -> None:
+    """Keep process groups until the process exits."""
+    _KEEP_ALIVE.extend(groups)
 
 
 @dataclasses.dataclass(frozen=True)
 class World:
-    """The ranks of one run; `World()` is a process alone on the CPU, without a process group."""
+    """Describe the ranks of one run; `World()` is a single process on the CPU without a process group."""
 
     rank: int = 0
     size: int = 1
@@ -37,48 +46,49 @@ class World:
 
     @classmethod
     def start(cls, device: str = "auto") -> "World":
-        """Read torchrun's environment and join its ranks (gloo for CPU tensors, nccl for CUDA ones).
+        """Read torchrun's environment and join its ranks (gloo for CPU tensors, NCCL for CUDA ones).
 
-        `device` is auto, cpu, cuda or cuda:N. Ranks wait MASKWISE_TIMEOUT seconds (600) for each other, here and in all they do
-        together. Raises UserError for a device that this machine lacks, an environment that torchrun would not write, and
-        ranks that do not come.
+        device: auto, cpu, cuda or cuda:N. Ranks wait MASKWISE_TIMEOUT seconds (600) for each other, here and in every
+        collective. Raises UserError for a device that this machine lacks, an environment that torchrun would not set,
+        and ranks that do not join.
         """
-        try:
-            size = int(os.environ.get("WORLD_SIZE", "1"))
-            rank = int(os.environ.get("RANK", "0"))
-            local = int(os.environ.get("LOCAL_RANK", rank))
-        except ValueError as error:
-            raise UserError(f"RANK, LOCAL_RANK and WORLD_SIZE must be integers ({error}): start with torchrun") from None
-        chosen = _device(device, local, size)
+        ranks = read_ranks()
+        rank, size = ranks.rank, ranks.size
+        chosen = _device(device, ranks.local, size)
         if size == 1:
             return cls(0, 1, chosen)
-        if not {"RANK", "MASTER_ADDR", "MASTER_PORT"} <= os.environ.keys():
-            raise UserError(
-                f"WORLD_SIZE is {size} but RANK, MASTER_ADDR or MASTER_PORT is not set: start with torchrun, or unset WORLD_SIZE"
-            )
         backend = "gloo"
         if chosen.type == "cuda":
             torch.cuda.set_device(chosen)
             backend = "cpu:gloo,cuda:nccl"
-        seconds = patience()
+        seconds = timeout()
+        host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+        if rank and answers(host, port, seconds) is False:  # torch would wait for another program without end
+            raise UserError(taken(port, host))
         try:
             global _store
             _store = next(rendezvous("env://", rank, size, timeout=datetime.timedelta(seconds=seconds)))[0]
-            dist.init_process_group(backend, store=_store, rank=rank, world_size=size, timeout=datetime.timedelta(seconds=seconds))
+            dist.init_process_group(
+                backend, store=_store, rank=rank, world_size=size, timeout=datetime.timedelta(seconds=seconds)
+            )
         except RuntimeError as error:
             if not _is_loss(error):
                 raise
-            raise UserError(f"not all of the {size} ranks came within {seconds:g} s: look at what the others say, and whether "
-                            "every machine reaches the first one and runs the same command") from None  # fmt: skip
+            if "address already in use" in str(error).lower():
+                raise UserError(taken(port)) from None
+            raise UserError(
+                f"not all of the {size} ranks joined within {seconds:g} s: see the logs of the others, and check that "
+                "every machine reaches the first one and runs the same command"
+            ) from None
         return cls(rank, size, chosen)
 
     @property
     def is_main(self) -> bool:
-        """Whether this is rank 0, the one that writes and speaks."""
+        """Return whether this is rank 0, which writes files and prints."""
         return self.rank == 0
 
     def all_sum(self, tensor: Tensor) -> Tensor:
-        """Sum over ranks, without gradient; alone, the tensor itself. The argument is not written to."""
+        """Sum over ranks without gradient; the tensor itself on one rank. The argument is not modified."""
         if self.size == 1:
             return tensor.detach()
         total = tensor.detach().clone(memory_format=torch.contiguous_format)
@@ -86,7 +96,7 @@ class World:
         return total
 
     def gather(self, tensor: Tensor) -> Tensor:
-        """Rows of all ranks in rank order: [n_r, ...] -> [sum of n_r, ...]; the n_r may differ."""
+        """Concatenate the rows of all ranks in rank order: [n_r, ...] -> [sum of n_r, ...]; the n_r may differ."""
         if self.size == 1:
             return tensor.detach()
         rows = torch.zeros(self.size, dtype=torch.int64)
@@ -99,7 +109,7 @@ class World:
         return torch.cat([part[:count] for part, count in zip(parts, rows)])
 
     def gather_objects(self, value) -> list:
-        """One small picklable value per rank, in rank order."""
+        """Gather one small picklable value per rank, in rank order."""
         if self.size == 1:
             return [value]
         values = [None] * self.size
@@ -107,45 +117,57 @@ class World:
         return values
 
     def any(self, flag: bool) -> bool:
-        """Whether the flag is raised on any rank; talks between hosts only and never waits for a GPU."""
+        """Return whether the flag is true on any rank; uses host tensors and never waits for a GPU."""
         if self.size == 1:
             return bool(flag)
         return bool(self.all_sum(torch.tensor([int(flag)])).item())
 
+    def raise_together(self, problem: str = "") -> None:
+        """Raise the same UserError on all ranks if there is a problem on any: that of the lowest rank."""
+        problems = [text for text in self.gather_objects(problem) if text]
+        if problems:
+            raise UserError(problems[0])
+
     def barrier(self) -> None:
-        """Wait until every rank is here."""
+        """Wait for all ranks."""
         self.any(False)
 
     def wrap(self, module: nn.Module) -> nn.Module:
-        """The module as it is called in training: itself when alone, else in DDP with synchronised batch norm.
+        """Wrap a module for training: unchanged on one rank, else in DDP with synchronized batch norm.
 
-        Raises UserError for batch norm on several CPU ranks, where no synchronised version exists.
+        Raises UserError for batch norm on several CPU ranks, where no synchronized version exists.
         """
         if self.size == 1:
             return module
-        module = self.synchronised(module)
+        module = self.synchronize_batch_norm(module)
         # Without device_ids DDP leaves the inputs where they are: sample ids belong on the host.
         parallel = nn.parallel.DistributedDataParallel
-        known = inspect.signature(parallel.__init__).parameters
-        buffers = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"  # renamed in torch 2.13
+        parameters = inspect.signature(parallel.__init__).parameters  # broadcast_buffers was renamed in torch 2.13
+        buffers = "forward_sync_buffers" if "forward_sync_buffers" in parameters else "broadcast_buffers"
         return parallel(module, find_unused_parameters=False, gradient_as_bucket_view=True, **{buffers: False})
 
-    def synchronised(self, module: nn.Module) -> nn.Module:
-        """The module with the batch norms of several ranks made one; raises UserError for them on CPU ranks."""
+    def synchronize_batch_norm(self, module: nn.Module) -> nn.Module:
+        """Convert batch norms to SyncBatchNorm; raises UserError if there are any on CPU ranks."""
         if not any(isinstance(part, _BatchNorm) for part in module.modules()):
             return module
         if self.device.type != "cuda":
-            raise UserError(f"batch norm cannot be synchronised between {self.size} CPU ranks: use one rank, GPUs, or a model without batch norm")
-        return nn.SyncBatchNorm.convert_sync_batchnorm(module)
+            raise UserError(
+                f"batch norm cannot be synchronized between {self.size} CPU ranks: use one rank, GPUs, or a model "
+                "without "
+                "batch norm"
+            )
+        from timm.layers import convert_sync_batchnorm  # torch's drops the activation of timm's BatchNormAct2d
 
-    def equalise(self, module: nn.Module) -> None:
-        """Set parameters and buffers to those of rank 0."""
+        return convert_sync_batchnorm(module)
+
+    def broadcast_parameters(self, module: nn.Module) -> None:
+        """Copy parameters and buffers from rank 0."""
         for tensor in module.state_dict().values():
             dist.broadcast(tensor, 0)
 
     @contextlib.contextmanager
-    def together(self):
-        """What is done in here ends with a UserError when another rank is lost (ended, cut off or silent for too long); closes at the end."""
+    def fail_together(self):
+        """Raise UserError in the block if another rank is lost (ended, cut off or silent); close at the end."""
         failed = True
         try:
             yield self
@@ -154,76 +176,105 @@ class World:
             if self.size == 1 or not _is_loss(error):
                 raise
             raise UserError(
-                f"a rank of {self.size} has ended, was cut off or did not answer for {patience():g} s, so all stop: look for what it said; "
-                "the same command continues from the last checkpoint"
+                f"a rank stopped responding ({timeout():g} s); see its own log above. All {self.size} ranks stop; the "
+                "same "
+                "command continues from the last checkpoint"
             ) from None
         finally:
             global _store
-            _store = _store if failed else None  # nothing is left to be told; rank 0's store must not live on into the end of the interpreter
-            if not (failed and self.device.type == "cuda"):  # NCCL would wait for what the others never join; the end of the process parts from them
+            if not failed:
+                _store = None  # rank 0's store must not live on into the end of the interpreter
+            # after a failure NCCL would wait for collectives that the others never join
+            if failed and self.device.type != "cuda":
+                self._leave()  # at once: the others' errors are counted while the store lives
+            elif not failed:
                 self.close()
 
     def close(self) -> None:
-        """Leave the process group, if there is one."""
-        if self.size > 1 and dist.is_initialized():
-            LEFT.append(dist.group.WORLD)
-            dist.destroy_process_group()
+        """Leave the process group, if there is one, and let its threads drop their last tensors."""
+        if self._leave():
+            time.sleep(RELEASE)
+
+    def _leave(self) -> bool:
+        """Leave the process group; return whether there was one."""
+        if self.size == 1 or not dist.is_initialized():
+            return False
+        keep_alive([dist.group.WORLD])
+        dist.destroy_process_group()
+        return True
 
 
-def patience() -> float:
-    """Seconds that ranks wait for each other; raises UserError where MASKWISE_TIMEOUT is no such number."""
+def timeout() -> float:
+    """Return the seconds that ranks wait for each other; raises UserError for an invalid MASKWISE_TIMEOUT."""
     text = os.environ.get("MASKWISE_TIMEOUT", "")
     try:
-        seconds = float(text or PATIENCE)
+        seconds = float(text or TIMEOUT)
     except ValueError:
         seconds = 0.0
     if not 0 < seconds < 1e8:
-        raise UserError(f"MASKWISE_TIMEOUT={text} is no number of seconds above 0; ranks wait {PATIENCE:g} s for each other without it")
+        raise UserError(
+            f"MASKWISE_TIMEOUT={text} is not a number of seconds above 0; without it ranks wait {TIMEOUT:g} s for each "
+            "other"
+        )
     return seconds
 
 
-def voice(text: str, wait: float = 3.0) -> str | None:
-    """How a rank tells a mistake: the text itself from rank 0, named after the rank from another, None where another rank has told the same.
+def report_once(text: str, wait: float = 3.0) -> str | None:
+    """Return the text that this rank should print for an error, None if another rank reports the same.
 
-    Ranks agree through the store at which they meet. Where there is none, each node's first rank tells it at once and others only
-    when torchrun has not ended them after `wait` seconds.
+    Rank 0 prints the text itself, others with their rank and host. The ranks use the rendezvous store to deduplicate.
+    Without a store the first rank of each node prints at once, and the others if torchrun has not ended them after
+    `wait` seconds.
     """
     size, rank = os.environ.get("WORLD_SIZE", "1"), os.environ.get("RANK", "0")
     named = text if rank == "0" else f"rank {rank} on {socket.gethostname()}: {text}"
     if size == "1":
         return text if rank == "0" else None
-    answers = []
+    counts = []
 
-    def ask():
+    def count():
         with contextlib.suppress(KeyError, ValueError, RuntimeError):
-            told = f"maskwise/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}/{zlib.crc32(text.encode())}"
-            answers.append((_store or _knock(wait)).add(told, 1))
+            restart = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+            store, key = _store or _connect_store(wait), f"maskwise/{restart}/{zlib.crc32(text.encode())}"
+            counts.append(store.add(key, 1))
+            hosts = rank == "0" and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
+            until = time.monotonic() + wait
+            while hosts and store.add(key, 0) < int(size) - 1 and time.monotonic() < until:  # it ends with this process
+                time.sleep(0.05)
 
-    asking = threading.Thread(target=ask, daemon=True)  # a store behind a cut cable never answers, and counting has no timeout
-    asking.start()
-    asking.join(2 * wait)
-    if answers:
-        return named if answers == [1] else None
+    # In a thread: a store behind a cut cable never answers, and `add` has no timeout.
+    counting = threading.Thread(target=count, daemon=True)
+    counting.start()
+    counting.join(2 * wait)
+    if counts:
+        return named if counts == [1] else None
     if os.environ.get("LOCAL_RANK", rank) != "0":
         time.sleep(wait)
     return named
 
 
-def _knock(wait: float) -> dist.Store:
-    """The store of ranks that have not met, kept by torchrun, or by rank 0 where it waits for the others; raises RuntimeError."""
+def _connect_store(wait: float) -> dist.Store:
+    """Connect to the store of ranks that have not joined yet, hosted by torchrun or rank 0; raises RuntimeError."""
     if os.environ.get("RANK", "0") == "0" and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
-        raise RuntimeError("nobody keeps a store before rank 0 does")
-    seconds = datetime.timedelta(seconds=wait)
-    return dist.TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False, timeout=seconds, wait_for_workers=False)
+        raise RuntimeError("no store exists before rank 0 hosts it")
+    return dist.TCPStore(
+        os.environ["MASTER_ADDR"],
+        int(os.environ["MASTER_PORT"]),
+        is_master=False,
+        timeout=datetime.timedelta(seconds=wait),
+        wait_for_workers=False,
+    )
 
 
 def _is_loss(error: RuntimeError) -> bool:
-    """Whether an error tells that another rank cannot be reached, rather than a mistake of this one."""
+    """Return whether an error means that another rank cannot be reached, rather than an error of this one."""
     text = str(error).lower()
-    return isinstance(error, dist.DistError) or any(word in text for word in ("gloo", "nccl", "connection closed by peer", "connection reset by peer"))
+    signs = ("gloo", "nccl", "connection closed by peer", "connection reset by peer")
+    return isinstance(error, dist.DistError) or any(sign in text for sign in signs)
 
 
 def _device(name: str, local: int, size: int) -> torch.device:
+    """Resolve a device name for a local rank; raises UserError for one that this machine lacks."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
@@ -235,7 +286,9 @@ def _device(name: str, local: int, size: int) -> torch.device:
         index = local if device.index is None or size > 1 else device.index
         if index >= count:
             raise UserError(
-                f"device cuda:{index} is asked for and this machine has {count} CUDA devices: use device=cpu, or no more ranks per machine than GPUs"
+                f"device cuda:{index} is requested and this machine has {count} CUDA devices: use device=cpu, or no "
+                "more "
+                "ranks per machine than GPUs"
             )
         return torch.device("cuda", index)
     return device

@@ -1,7 +1,7 @@
-"""The doctor: what a recipe costs on this machine, measured before it runs, and what its batch and its data advise."""
+"""Measure what a recipe costs on this machine, advise on its settings, diagnose runs, suggest recipes."""
 
 from maskwise.doctor.advice import advice
-from maskwise.doctor.examination import Finding, examine
-from maskwise.doctor.machine import machine
+from maskwise.doctor.machine import describe_machine
+from maskwise.doctor.measure import Measurement, measure
 
-__all__ = ["Finding", "advice", "examine", "machine"]
+__all__ = ["Measurement", "advice", "describe_machine", "measure"]

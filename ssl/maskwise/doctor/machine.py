@@ -1,4 +1,4 @@
-"""What the machine is: devices, precision, decoders, memory."""
+"""Describe the machine: device, precision, image decoders, memory."""
 
 from __future__ import annotations
 
@@ -11,42 +11,48 @@ import torch
 GIB = 1 << 30
 
 
-def machine(device: torch.device, precision: str) -> list[tuple[str, str]]:
-    """Facts in words: (what, how much or which)."""
+def describe_machine(device: torch.device, precision: str, requested: str = "auto") -> list[tuple[str, str]]:
+    """Facts about the machine as (name, value); requested: the recipe's train.precision."""
     import PIL
     from PIL import features
 
     jpeg = "libjpeg-turbo" if features.check_feature("libjpeg_turbo") else "libjpeg"
     decoders = [f"Pillow {PIL.__version__} ({jpeg})", *(name for name in ("torchcodec", "torchvision") if usable(name))]
-    threads = f"{torch.get_num_threads()} of {cores()} cores compute"
+    name, memory = device_name(device), f"{free_memory(device) / GIB:.1f} GiB"
+    if device.type == "cpu":
+        name += f"; {torch.get_num_threads()} threads on {cores()} cores"
+    else:
+        memory += f" on the device, {free_memory(torch.device('cpu')) / GIB:.1f} GiB of host memory"
     return [
-        ("device", f"{name_of(device)}; {threads}" if device.type == "cpu" else name_of(device)),
-        ("precision", f"{precision} ({why(device, precision)})"),
+        ("device", name),
+        ("precision", f"{precision} ({precision_reason(device, precision, requested)})"),
         ("decoders", ", ".join(decoders)),
-        ("memory free", f"{free_memory(device) / GIB:.1f} GiB" + ("" if device.type == "cpu" else f" on the device, {free_memory(torch.device('cpu')) / GIB:.1f} GiB beside it")),
+        ("memory free", memory),
         ("torch", torch.__version__),
     ]
 
 
-def name_of(device: torch.device) -> str:
-    """The device in words."""
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU, {torch.backends.cpu.get_cpu_capability()}"
-
-
-def why(device: torch.device, precision: str) -> str:
-    """What speaks for a precision on a device."""
+def device_name(device: torch.device) -> str:
+    """Name of the GPU, or the vector instructions of the CPU."""
     if device.type == "cuda":
-        return "the device computes in bf16" if precision == "bf16" else "the device has no bf16 of its own, or the recipe asks for it"
-    return "this CPU multiplies bf16" if precision == "bf16" else "this CPU has no fast bf16, or the recipe asks for it"
+        return torch.cuda.get_device_name(device)
+    return f"CPU, {torch.backends.cpu.get_cpu_capability()}"
+
+
+def precision_reason(device: torch.device, precision: str, requested: str) -> str:
+    """Why a precision is used: the recipe sets it, or the device is fast in it."""
+    if requested != "auto":
+        return "set by train.precision"
+    return f"this {'device' if device.type == 'cuda' else 'CPU'} has {'' if precision == 'bf16' else 'no '}fast bf16"
 
 
 def usable(package: str) -> bool:
-    """Whether a package that decodes images is installed and its compiled part loads."""
+    """Whether an image-decoding package is installed and its compiled part loads."""
     if importlib.util.find_spec(package) is None:
         return False
     try:
         if package == "torchvision":
-            from maskwise.functional.torchvision_ready import ready_torchvision
+            from maskwise.compat import ready_torchvision
 
             ready_torchvision()
             return hasattr(torch.ops.image, "decode_jpeg")
@@ -57,29 +63,29 @@ def usable(package: str) -> bool:
 
 
 def cores() -> int:
-    """Cores that this process may use."""
+    """Number of cores available to this process."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def free_memory(device: torch.device) -> int:
-    """Bytes that are free on a device; of the host's memory, also no more than the container's limit leaves."""
+    """Bytes of free memory on a device; for the CPU, within the limit of the container."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 8 * GIB
-    about = Path("/proc/meminfo")
-    if about.is_file():  # pages that only hold files may be had, too
-        lines = dict(line.split(":") for line in about.read_text().splitlines() if ":" in line)
+    meminfo = Path("/proc/meminfo")
+    if meminfo.is_file():  # the page cache counts as available
+        lines = dict(line.split(":") for line in meminfo.read_text(encoding="utf-8").splitlines() if ":" in line)
         free = int(lines.get("MemAvailable", f"{free // 1024} kB").split()[0]) * 1024
     limit, used = Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")
-    if limit.is_file() and used.is_file() and limit.read_text().strip().isdigit():
-        free = min(free, int(limit.read_text()) - int(used.read_text()))
+    if limit.is_file() and used.is_file() and limit.read_text(encoding="utf-8").strip().isdigit():
+        free = min(free, int(limit.read_text(encoding="utf-8")) - int(used.read_text(encoding="utf-8")))
     return max(free, 0)
 
 
 class Peak:
-    """The most memory since it was made: of the device on a GPU, else of this process.
+    """Peak memory since construction: of the device on a GPU, else of this process.
 
-    Where the system cannot start a new count, a process that was larger before hides what is measured.
+    Where the system cannot reset the counter, an earlier, larger peak of the process is returned.
     """
 
     def __init__(self, device: torch.device):
@@ -88,18 +94,18 @@ class Peak:
             torch.cuda.reset_peak_memory_stats(device)
         else:
             try:
-                Path("/proc/self/clear_refs").write_text("5")
+                Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")
             except OSError:
                 pass
 
     @property
     def bytes(self) -> int:
-        """Bytes."""
+        """Peak memory in bytes."""
         if self.device.type == "cuda":
             return torch.cuda.max_memory_reserved(self.device)
         status = Path("/proc/self/status")
         if status.is_file():
-            for line in status.read_text().splitlines():
+            for line in status.read_text(encoding="utf-8").splitlines():
                 if line.startswith("VmHWM:"):
                     return int(line.split()[1]) * 1024
         import resource

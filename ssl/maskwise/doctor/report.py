@@ -1,50 +1,72 @@
-"""The doctor's words: what `maskwise doctor` prints."""
+"""The report that `maskwise doctor` prints."""
 
 from __future__ import annotations
 
 from maskwise import build
 from maskwise.distributed.world import World
 from maskwise.doctor.advice import advice
-from maskwise.doctor.examination import Finding, examine
-from maskwise.doctor.machine import GIB, free_memory, machine
-from maskwise.functional.errors import UserError
-from maskwise.recipe import Recipe
+from maskwise.doctor.bottleneck import bottleneck, inputs_to_shrink
+from maskwise.doctor.machine import GIB, describe_machine, free_memory
+from maskwise.doctor.measure import Measurement, measure
+from maskwise.errors import UserError
+from maskwise.recipe.recipe import Recipe
 
 
-def told(recipe: Recipe | None, seconds: float) -> str:
-    """The report on this machine and, if there is a recipe, on the recipe."""
-    world = World.start()  # torchrun's ranks would measure one another
-    if world.size > 1:
+def report_text(recipe: Recipe | None, seconds: float) -> str:
+    """Describe this machine and, if a recipe is given, measure it for about `seconds`."""
+    world = World.start()
+    if world.size > 1:  # the ranks would compete for the machine
         world.close()
-        raise UserError("doctor looks at one process; start it without torchrun")
-    precision = build.resolved_precision(recipe or Recipe(), world.device)
-    lines = rows(machine(world.device, precision))
+        raise UserError("doctor measures one process; start it without torchrun")
+    given = recipe or Recipe()
+    precision = build.resolved_precision(given, world.device)
+    lines = aligned(describe_machine(world.device, precision, requested=given.train.precision))
     if recipe is None:
-        return "\n".join([*lines, "", "give a recipe to measure it: `maskwise doctor debug/tiny`; `maskwise train --data FOLDER` picks one for your images"])
-    found = examine(recipe, seconds, world)
-    lines += ["", f"{recipe.source}: {recipe.method.name}, {recipe.backbone.name}, {found.batch} images a step", *rows(measured(found, free_memory(world.device)))]
-    return "\n".join([*lines, "", "advice", *(f"  - {line}" for line in advice(recipe, found.images))])
-
-
-def measured(found: Finding, free: int) -> list[tuple[str, str]]:
-    """What was measured, in words."""
-    reach = "" if found.tried == found.batch else f", continued from steps of {found.tried}"
-    room = "fits" if found.memory < free else f"DOES NOT FIT into the {free / GIB:.1f} GiB that are free: lower train.batch_size or the crops"
-    facts = [
-        ("step", f"{found.step:.3f} s ({found.batch / found.step:.1f} img/s){reach}"),
-        ("memory at peak", f"{found.memory / GIB:.2f} GiB{reach}; {room}"),
+        hint = (
+            "give a recipe to measure it: `maskwise doctor debug/tiny`; "
+            "`maskwise train --data FOLDER` chooses one for your images"
+        )
+        return "\n".join([*lines, "", hint])
+    measurement = measure(recipe, seconds, world)
+    lines += [
+        "",
+        f"{recipe.source}: {recipe.method.name}, {recipe.backbone.name}, {measurement.batch} images per step",
+        *aligned(measurement_facts(measurement, free_memory(world.device), labels=recipe.learns_labels)),
     ]
-    if found.loading is None:
-        return [*facts, ("loading", f"not measured ({found.reason})"), ("img/s", f"{found.rate:.1f} if loading keeps up")]
-    beside = f"{found.workers} workers beside the step" if found.workers else "before each step, without workers"
-    facts.insert(1, ("loading", f"{found.loading:.3f} s a batch ({found.batch / found.loading:.1f} img/s), {beside}"))
-    remedy = {
-        "data-bound": "more speed.workers, smaller image files, or tar shards would help; a faster device would not",
-        "compute-bound": "fewer or smaller crops, a smaller backbone or a faster device would help; faster loading would not",
-    }
-    return [*facts, ("img/s", f"{found.rate:.1f} expected"), ("verdict", f"{found.bound}: {remedy[found.bound]}")]
+    items = [f"  - {line}" for line in advice(recipe, measurement.images)]
+    return "\n".join([*lines, *(["", "advice", *items] if items else [])])
 
 
-def rows(facts: list[tuple[str, str]]) -> list[str]:
-    """Facts as aligned lines."""
-    return [f"{what:<15} {value}" for what, value in facts]
+def measurement_facts(measurement: Measurement, free: int, *, labels: bool) -> list[tuple[str, str]]:
+    """The measurement as (name, value) in words; free: bytes of free memory; labels: of a supervised recipe."""
+    batch, tried = measurement.batch, measurement.tried
+    extrapolated = "" if tried == batch else f", extrapolated from steps of {tried}"
+    fits = "fits"
+    if measurement.memory >= free:
+        remedy = f"lower train.batch_size, or use {inputs_to_shrink(labels)}"
+        fits = f"DOES NOT FIT into the {free / GIB:.1f} GiB of free memory: {remedy}"
+    step = ("step", f"{measurement.step:.3f} s ({batch / measurement.step:.1f} img/s){extrapolated}")
+    memory = ("memory at peak", f"{measurement.memory / GIB:.2f} GiB{extrapolated}; {fits}")
+    if measurement.loading is None:
+        return [
+            step,
+            memory,
+            ("loading", f"not measured ({measurement.reason})"),
+            ("img/s", f"{measurement.rate:.1f} if loading keeps up"),
+        ]
+    mode = "before each step, without workers"
+    if measurement.workers:
+        mode = f"{measurement.workers} workers in parallel with the step"
+    loading = f"{measurement.loading:.3f} s per batch ({batch / measurement.loading:.1f} img/s), {mode}"
+    return [
+        step,
+        ("loading", loading),
+        memory,
+        ("img/s", f"{measurement.rate:.1f} expected"),
+        ("verdict", bottleneck(measurement.waiting, workers=measurement.workers > 0, labels=labels)),
+    ]
+
+
+def aligned(facts: list[tuple[str, str]]) -> list[str]:
+    """Facts as lines with aligned values."""
+    return [f"{name:<15} {value}" for name, value in facts]

@@ -1,1 +1,1 @@
-"""The training engine: one step, the loop, checkpoints, the journal. It knows no concrete method."""
+"""The training engine: step, loop, checkpoints and run log. It imports no concrete method."""

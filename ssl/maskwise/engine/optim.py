@@ -1,34 +1,37 @@
-"""Optimizers, parameter groups, clipping and the moving average, none of which ever waits for the device."""
+"""Optimizers, parameter groups, clipping and the moving average, without host syncs."""
 
 from collections.abc import Callable, Iterable, Mapping
 
 import torch
 from torch import Tensor, nn
 
+from maskwise.bounds import Rate
 from maskwise.engine.lamb import LAMB
-from maskwise.functional import average
-from maskwise.functional.errors import UserError
+from maskwise.errors import UserError
+from maskwise.functional import ema
 
 FUSED_DEVICES = {"cpu", "cuda", "xpu", "mps"}
 
 
 class SGD(torch.optim.Optimizer):
-    """Heavy-ball gradient descent, mu <- momentum mu + d, p <- p - lr mu (attmask.md 1.10), or with `nesterov` p <- p - lr (momentum mu + d).
+    """SGD with momentum, mu <- momentum mu + d, p <- p - lr mu; with `nesterov` p <- p - lr (momentum mu + d).
 
-    Unlike torch's own it starts mu at zero, so a first step that is skipped leaves it defined; set `found_inf`
-    (0-dim, 1.0 = skip) before `step` and neither weights nor mu move, without a read by the host.
+    Unlike in torch's, mu starts at zero, so that it is defined after a first step that is skipped. Set `found_inf`
+    (0-dim, 1.0 = skip) before `step` and neither weights nor mu move, without a host sync.
     """
 
-    def __init__(self, params, lr: float = 0.0, weight_decay: float = 0.0, momentum: float = 0.9, nesterov: bool = False):
+    def __init__(
+        self, params, lr: float = 0.0, weight_decay: float = 0.0, momentum: Rate = 0.9, nesterov: bool = False
+    ):
         super().__init__(params, dict(lr=lr, weight_decay=weight_decay, momentum=momentum, nesterov=nesterov))
 
     def direction(self, parameter: Tensor, group: dict) -> Tensor:
-        """Return what is added to the momentum buffer, shaped like the parameter."""
+        """Return the term added to the momentum buffer, shaped like the parameter."""
         return parameter.grad.add(parameter, alpha=group["weight_decay"])
 
     @torch.no_grad()
     def step(self, closure=None):
-        """Move every parameter that has a gradient; returns the closure's loss, if one is given."""
+        """Update every parameter that has a gradient; returns the loss of the closure, if there is one."""
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -56,16 +59,25 @@ class SGD(torch.optim.Optimizer):
 
 
 class LARS(SGD):
-    """SGD whose step on each tensor but the 1-D ones is trust * |p| / |d| long, d = g + wd p (attmask.md 1.10).
+    """SGD with layer-wise rescaled steps, as in DINO (LARS, You et al. 2017).
 
-    1-D tensors take the plain gradient: no decay, no rescaling. The buffer's key is `mu`. Where tensors are split over ranks,
-    `total` adds up the squares of their parts' norms, once a tensor.
+    The step of a tensor p is trust * |p| / |d| * d with d = g + wd p.
+
+    1-D tensors take the plain gradient: no decay, no rescaling. The key of the buffer is `mu`. If tensors are sharded
+    over ranks, `shard_sum` adds up the squared norms of their parts, one per tensor.
     """
 
-    total: Callable[[Tensor], Tensor] | None = None
-
-    def __init__(self, params, lr: float = 0.0, weight_decay: float = 0.0, momentum: float = 0.9, trust: float = 0.001):
+    def __init__(
+        self,
+        params,
+        lr: float = 0.0,
+        weight_decay: float = 0.0,
+        momentum: Rate = 0.9,
+        trust: float = 0.001,
+        shard_sum: Callable[[Tensor], Tensor] | None = None,
+    ):
         super().__init__(params, lr, weight_decay, momentum)
+        self.shard_sum = shard_sum
         for group in self.param_groups:
             group.setdefault("trust", trust)
 
@@ -74,50 +86,62 @@ class LARS(SGD):
         if parameter.ndim == 1:
             return parameter.grad
         direction = super().direction(parameter, group)
-        weight_norm, direction_norm = _norms([parameter, direction], self.total).unbind()
+        weight_norm, direction_norm = _norms([parameter, direction], self.shard_sum).unbind()
         scale = group["trust"] * weight_norm / direction_norm
         defined = (weight_norm > 0) & (direction_norm > 0)
         return direction * torch.where(defined, scale, torch.ones_like(scale))
 
 
-def adamw(params, lr: float = 0.0, weight_decay: float = 0.0, betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8):
-    """Return torch's AdamW, fused wherever every parameter's device has the fused kernel (it alone heeds `found_inf`)."""
+def adamw(
+    params, lr: float = 0.0, weight_decay: float = 0.0, betas: tuple[Rate, Rate] = (0.9, 0.999), eps: float = 1e-8
+):
+    """Return torch's AdamW, fused if all parameters' devices have the fused kernel: only that supports `found_inf`."""
     groups = [dict(group) for group in params]
     tensors = [tensor for group in groups for tensor in group["params"]]
     fused = all(tensor.device.type in FUSED_DEVICES and tensor.is_floating_point() for tensor in tensors)
-    return torch.optim.AdamW(groups, lr=lr, weight_decay=weight_decay, betas=tuple(betas), eps=eps, fused=fused)
+    return torch.optim.AdamW(groups, lr=lr, weight_decay=weight_decay, betas=(betas[0], betas[1]), eps=eps, fused=fused)
 
 
-OPTIMIZERS = {"adamw": adamw, "sgd": SGD, "lars": LARS, "lamb": LAMB}
+OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {"adamw": adamw, "sgd": SGD, "lars": LARS, "lamb": LAMB}
 
 
-def make_optimizer(name: str, groups: list[dict], **options) -> torch.optim.Optimizer:
-    """Return the optimizer of that name over `parameter_groups`; lr starts at 0 and is set at every step by the loop.
+def make_optimizer(
+    name: str, groups: list[dict], *, shard_sum: Callable[[Tensor], Tensor] | None = None, **options
+) -> torch.optim.Optimizer:
+    """Return the optimizer of that name over `parameter_groups`; its lr starts at 0 and is set at every step.
 
-    Raises UserError for a name outside OPTIMIZERS.
+    `shard_sum` sums squared norms over ranks if parameters are sharded. Raises UserError for a name outside OPTIMIZERS.
     """
     if name not in OPTIMIZERS:
         raise UserError(f"optimizer.name={name!r} is unknown: choose one of {', '.join(OPTIMIZERS)}")
+    if name == "lars":
+        options["shard_sum"] = shard_sum
     return OPTIMIZERS[name](groups, **options)
 
 
 def parameter_groups(module: nn.Module) -> list[dict]:
-    """Return two groups of `module`'s trainable parameters: decayed, then not (1-D tensors and names ending in `.bias`).
+    """Return two groups of trainable parameters: with weight decay, and without (1-D tensors and biases).
 
-    Tokens, position tables and weight-norm gains of shape [K, 1] are decayed, as in the references (attmask.md 1.9), unless the
-    module names them in `undecayed` by the last part of their names. Each group holds "params", "names" and "weight_decay_on". A part of the
-    module may hold `lr_factors`, a table of its own parameters' names: those of a factor other than 1 follow in groups with "lr_factor".
+    Tokens, position tables and weight-norm gains [K, 1] are decayed, as in DINO and iBOT, unless the module lists the
+    last part of their names in `no_weight_decay_names`. A group holds "params", "names" and "weight_decay_on".
+    Parameters with a factor other than 1 in the `lr_factors` of a submodule follow in groups with "lr_factor".
     Raises UserError if nothing is trainable.
     """
     groups: dict[tuple[bool, float], dict] = {(decays, 1.0): _group(decays, 1.0) for decays in (True, False)}
-    spared = getattr(module, "undecayed", ())
-    factors = {f"{path}.{name}".lstrip("."): factor for path, part in module.named_modules() for name, factor in getattr(part, "lr_factors", {}).items()}
+    undecayed = getattr(module, "no_weight_decay_names", ())
+    factors = {
+        f"{path}.{name}".lstrip("."): factor
+        for path, part in module.named_modules()
+        for name, factor in getattr(part, "lr_factors", {}).items()
+    }
     for name, parameter in module.named_parameters():
-        if parameter.requires_grad:
-            kind = not (name.endswith(".bias") or parameter.ndim == 1 or name.rpartition(".")[2] in spared), factors.get(name, 1.0)
-            group = groups.setdefault(kind, _group(*kind))
-            group["params"].append(parameter)
-            group["names"].append(name)
+        if not parameter.requires_grad:
+            continue
+        decays = not (name.endswith(".bias") or parameter.ndim == 1 or name.rpartition(".")[2] in undecayed)
+        factor = factors.get(name, 1.0)
+        group = groups.setdefault((decays, factor), _group(decays, factor))
+        group["params"].append(parameter)
+        group["names"].append(name)
     if not any(group["params"] for group in groups.values()):
         raise UserError("nothing can be trained: every parameter of the model is frozen; unfreeze at least one")
     return list(groups.values())
@@ -125,13 +149,17 @@ def parameter_groups(module: nn.Module) -> list[dict]:
 
 def _group(decays: bool, factor: float) -> dict:
     group = {"params": [], "names": [], "weight_decay_on": decays}
-    return {**group, **({} if decays else {"weight_decay": 0.0}), **({} if factor == 1 else {"lr_factor": factor})}
+    if not decays:
+        group["weight_decay"] = 0.0
+    if factor != 1:
+        group["lr_factor"] = factor
+    return group
 
 
 def check_groups(module: nn.Module, groups: list[dict]) -> None:
-    """Raise UserError naming the trainable parameters of `module` that no group, or more than one, holds."""
-    held = [id(parameter) for group in groups for parameter in group["params"]]
-    wrong = [name for name, p in module.named_parameters() if p.requires_grad and held.count(id(p)) != 1]
+    """Raise UserError if a trainable parameter of `module` is not in exactly one group."""
+    grouped = [id(parameter) for group in groups for parameter in group["params"]]
+    wrong = [name for name, p in module.named_parameters() if p.requires_grad and grouped.count(id(p)) != 1]
     if wrong:
         raise UserError(
             f"{len(wrong)} trainable parameters are not in exactly one optimizer group, the first is {wrong[0]}: "
@@ -144,39 +172,36 @@ def _gradients(parameters: Iterable[Tensor]) -> list[Tensor]:
 
 
 @torch.no_grad()
-def gradient_norms(parameters: Iterable[Tensor], total: Callable[[Tensor], Tensor] | None = None) -> Tensor:
-    """The norm of each gradient that is there, [n]; `total` adds up squares [n] over the ranks where each holds a part of every tensor."""
+def gradient_norms(parameters: Iterable[Tensor], shard_sum: Callable[[Tensor], Tensor] | None = None) -> Tensor:
+    """Return the norm of every gradient, [n]; `shard_sum` sums squares [n] over ranks if tensors are sharded."""
     gradients = _gradients(parameters)
-    return _norms(gradients, total) if gradients else torch.zeros(0)
+    return _norms(gradients, shard_sum) if gradients else torch.zeros(0)
 
 
-def _norms(tensors: list[Tensor], total: Callable[[Tensor], Tensor] | None) -> Tensor:
+def _norms(tensors: list[Tensor], shard_sum: Callable[[Tensor], Tensor] | None) -> Tensor:
     norms = torch.stack(torch._foreach_norm(tensors))
-    return norms if total is None else total(norms.double().square()).sqrt().to(norms.dtype)
+    return norms if shard_sum is None else shard_sum(norms.double().square()).sqrt().to(norms.dtype)
 
 
 def clip_per_tensor_(parameters: Iterable[Tensor], max_norm: float) -> Tensor:
-    """Shrink each gradient on its own to at most `max_norm`, factor max_norm / (|g| + 1e-6) (attmask.md 1.8).
-
-    Returns the norms before clipping, [n], one for each parameter that has a gradient.
-    """
+    """Scale each gradient by min(1, max_norm / (|g| + 1e-6)), as DINO does; returns the norms before, [n]."""
     parameters = list(parameters)
     norms = gradient_norms(parameters)
-    shrink_(parameters, norms, max_norm)
+    scale_grads_(parameters, norms, max_norm)
     return norms
 
 
 def clip_global_(parameters: Iterable[Tensor], max_norm: float) -> Tensor:
-    """Shrink all gradients by one factor so that their joint norm is at most `max_norm`; returns that norm before, 0-dim."""
+    """Scale all gradients by one factor to a joint norm of at most `max_norm`; returns that norm before, 0-dim."""
     parameters = list(parameters)
     norm = gradient_norms(parameters).norm()
-    shrink_(parameters, norm, max_norm)
+    scale_grads_(parameters, norm, max_norm)
     return norm
 
 
 @torch.no_grad()
-def shrink_(parameters: Iterable[Tensor], norms: Tensor, max_norm: float) -> None:
-    """Multiply gradients in place by min(1, max_norm / (norm + 1e-6)); `norms` has one for each, or one for all (0-dim)."""
+def scale_grads_(parameters: Iterable[Tensor], norms: Tensor, max_norm: float) -> None:
+    """Multiply gradients by min(1, max_norm / (norm + 1e-6)), in place; `norms` is one per gradient, or one for all."""
     gradients = _gradients(parameters)
     if not gradients:
         return
@@ -187,9 +212,9 @@ def shrink_(parameters: Iterable[Tensor], norms: Tensor, max_norm: float) -> Non
 def ema_(teacher, student, momentum: float, ok: Tensor | None = None) -> None:
     """Move the teacher's parameters, teacher <- momentum teacher + (1 - momentum) student, matched by name.
 
-    Both are modules, whose buffers are left alone, or mappings or lists of tensors; see `functional.average.ema_`.
+    Both are modules, whose buffers are left alone, or mappings or lists of tensors; see `functional.ema.ema_`.
     """
-    average.ema_(_by_name(teacher), _by_name(student), momentum, ok)
+    ema.ema_(_by_name(teacher), _by_name(student), momentum, ok)
 
 
 def _by_name(weights) -> Mapping:

@@ -1,8 +1,8 @@
-"""Landmark retrieval on revisited Oxford and Paris, by the official protocol and as the papers of the DINO family do it."""
+"""Landmark retrieval on revisited Oxford and Paris: official protocol and that of the DINO papers."""
 
 from __future__ import annotations
 
-import hashlib
+import dataclasses
 import time
 from collections.abc import Sequence
 
@@ -10,80 +10,113 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from maskwise.data.layouts import revisited
-from maskwise.evaluation import features, views
-from maskwise.evaluation.report import Report
-from maskwise.functional.errors import UserError
+from maskwise.bounds import Count
+from maskwise.errors import UserError
+from maskwise.evaluation.features import extract, views
+from maskwise.evaluation.features.fingerprints import fingerprint
+from maskwise.evaluation.protocol import Options, as_tuple
+from maskwise.evaluation.report import Report, cost, joint_hash
 from maskwise.functional.metrics import revisited_map
 
-# official: the query is cut to its box, then at most 1024 pixels; papers: no cut, at most 224 (evaluation.md 0.4 and 8)
+# variant -> (crop the query to its box, largest side in pixels)
 VARIANTS = {"official": (True, 1024), "papers": (False, 224)}
 MULTI_SCALE = (1.0, 2**-0.5, 0.5)
 _CELLS = 1 << 25
 
 
-def retrieval(
-    encoder, data: dict, world=None, *, variants: Sequence[str] = ("official", "papers"), long_side: int | None = None, multi_scale: bool = False,
-    feature: str = "pooled", ks: Sequence[int] = (1, 5, 10), cache=None,
-) -> Report:  # fmt: skip
-    """Revisited mAP and mP@k of data["query"] against data["database"] -> Report, in per cent, every number named by its variant.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RetrievalOptions(Options):
+    """Options of retrieval.
 
-    data also holds "ground_truth": one {bbx, easy, hard, junk} a query. Images keep their aspect and go one at a time; the longer side
-    is shrunk to at most long_side (1024 official, 224 papers), then cut to whole patches. multi_scale averages raw features at 1,
-    2^-1/2 and 1/2. Similarity is cosine; equal ones rank by index. evaluation.md 8, attmask.md 5.10.
+    long_side: largest side of the images (default: 1024 official, 224 papers); multi_scale: average features at scales
+    1, 2^-1/2 and 1/2; ks: ranks of mP@k.
     """
-    begin = time.perf_counter()
-    variants = (variants,) if isinstance(variants, str) else tuple(variants)
+
+    evaluation = "retrieval"
+
+    variants: str | Sequence[str] = ("official", "papers")
+    long_side: Count | None = None
+    multi_scale: bool = False
+    feature: str = "pooled"
+    ks: Count | Sequence[Count] = (1, 5, 10)
+    cache: object = None
+
+
+def retrieval(encoder, data: dict, world=None, **options) -> Report:
+    """Compute revisited mAP and mP@k of data["query"] against data["database"], by variant -> Report, in per cent.
+
+    options: those of `RetrievalOptions`. data also holds "ground_truth": {bbx, easy, hard, junk} per query. Images have
+    their aspect ratio and batch size 1; the longer side is downscaled, then cropped to whole patches. Similarity is
+    cosine; ties rank by index.
+    """
+    begin, chosen = time.perf_counter(), RetrievalOptions(**options)
+    variants, ks = as_tuple(chosen.variants), as_tuple(chosen.ks)
     if not variants or any(name not in VARIANTS for name in variants):
         raise UserError(f"retrieval: variants {list(variants)}; choose from {', '.join(VARIANTS)}")
     lacking = [role for role in ("query", "database", "ground_truth") if role not in data]
     if lacking:
-        raise UserError(f"retrieval has no {' and no '.join(lacking)}; give test=FOLDER that holds gnd_<name>.pkl and jpg/")
-    patch = views.patch_of(encoder)
-    looking = views.Scales(encoder, MULTI_SCALE, patch) if multi_scale else encoder
-    boxes = tuple(tuple(truth["bbx"].tolist()) for truth in data["ground_truth"])
-    numbers, images, corrupt, sizes, banks = {}, 0, {}, {}, {}
+        raise UserError(
+            f"retrieval has no {' and no '.join(lacking)}; give test=FOLDER that holds gnd_<name>.pkl and jpg/"
+        )
+    device = next(encoder.parameters()).device
+    sides = {name: chosen.long_side or VARIANTS[name][1] for name in variants}
+    numbers, banks = {}, {}
     for name in variants:
-        cut, longest = VARIANTS[name]
-        sizes[name] = longest = long_side or longest
-        for role in ("database", "query"):
-            view = views.Shrunk(longest, patch, boxes if cut and role == "query" else None)
-            if (role, view) not in banks:
-                banks[role, view] = features.extract(looking, data[role], feature, world=world, batch_size=1, view=view, cache=cache)
-                images += len(banks[role, view])
-                corrupt |= banks[role, view].corrupt
-            if role == "database":
-                bank = banks[role, view]
-            else:
-                queries = banks[role, view]
-        ranks = ranking(bank[feature], queries[feature], bank.index, next(encoder.parameters()).device)
+        database, queries = variant_banks(encoder, data, world, chosen, name, banks)
+        ranks = ranking(database[chosen.feature], queries[chosen.feature], database.index, device)
         truth = [data["ground_truth"][q] for q in queries.index.tolist()]
-        for level, found in revisited_map(ranks, truth, ks).items():
-            numbers[f"{name}_{level}_map"] = 100 * found["map"]
-            numbers |= {f"{name}_{level}_mp{k}": 100 * value for k, value in zip(ks, found["mp"])}
-    seconds = time.perf_counter() - begin
+        for level, scores in revisited_map(ranks, truth, ks).items():
+            numbers[f"{name}_{level}_map"] = 100 * scores["map"]
+            numbers |= {f"{name}_{level}_mp{k}": 100 * value for k, value in zip(ks, scores["mp"])}
+    crops = {True: "query cropped to its box", False: "query not cropped"}
     return Report(
         numbers=numbers,
         protocol={
-            "evaluation": "retrieval", "variants": {name: f"{'query cut to its box' if VARIANTS[name][0] else 'query not cut'}, longer side at most {sizes[name]}" for name in variants},
-            "differences": [f"{name}: longer side at most {long_side} instead of {VARIANTS[name][1]}" for name in variants if long_side not in (None, VARIANTS[name][1])],
-            "average_precision": "trapezoid, as revisited Oxford and Paris define it", "multi_scale": list(MULTI_SCALE) if multi_scale else None, "feature": feature,
-            "queries": len(data["query"]), "database": len(data["database"]),
+            "evaluation": "retrieval",
+            "variants": {name: f"{crops[VARIANTS[name][0]]}, longer side at most {sides[name]}" for name in variants},
+            "differences": [
+                f"{name}: longer side at most {sides[name]} instead of {VARIANTS[name][1]}"
+                for name in variants
+                if sides[name] != VARIANTS[name][1]
+            ],
+            "average_precision": "trapezoid, as revisited Oxford and Paris define it",
+            "multi_scale": list(MULTI_SCALE) if chosen.multi_scale else None,
+            "feature": chosen.feature,
+            "queries": len(data["query"]),
+            "database": len(data["database"]),
         },
-        data_hash=hashlib.sha256("".join(features.fingerprint(data[role]) for role in ("query", "database")).encode()).hexdigest(),
-        cost={"seconds": round(seconds, 3), "images": images, "images_per_second": round(images / seconds, 1), "device": str(next(encoder.parameters()).device)},
-        corrupt=corrupt,
-    )  # fmt: skip
+        data_hash=joint_hash(*(fingerprint(data[role]) for role in ("query", "database"))),
+        cost=cost(begin, sum(map(len, banks.values())), device),
+        corrupt={name: reason for bank in banks.values() for name, reason in bank.corrupt.items()},
+    )
 
 
-retrieval.needs = ()
-retrieval.readers = {"test": revisited.read}
+def variant_banks(encoder, data: dict, world, chosen: RetrievalOptions, variant: str, banks: dict):
+    """Return database and query features of a variant; `banks` holds those already extracted, by role and view."""
+    crop, longest = VARIANTS[variant]
+    patch = views.patch_of(encoder)
+    scaled = views.Scales(encoder, MULTI_SCALE, patch) if chosen.multi_scale else encoder
+    boxes = tuple(tuple(truth["bbx"].tolist()) for truth in data["ground_truth"])
+    pair = []
+    for role in ("database", "query"):
+        view = views.Downscaled(chosen.long_side or longest, patch, boxes if crop and role == "query" else None)
+        if (role, view) not in banks:
+            shared = {"world": world, "batch_size": 1, "view": view, "cache": chosen.cache}
+            banks[role, view] = extract.extract(scaled, data[role], chosen.feature, **shared)
+        pair.append(banks[role, view])
+    return pair
 
 
 def ranking(bank: Tensor, queries: Tensor, names: Tensor | None = None, device=None) -> Tensor:
-    """Database indices by falling cosine: [n, D], [Q, D] -> int64 [n, Q]; ties by lowest index; names [n] replace row numbers."""
+    """Rank the database by cosine for each query: [n, D], [Q, D] -> int64 [n, Q], nearest first.
+
+    Ties go to the lowest index. names: int64 [n], returned instead of row numbers.
+    """
     device = torch.device(device) if device is not None else bank.device
     bank, queries = (F.normalize(rows.float().to(device), dim=1) for rows in (bank, queries))
-    parts = [torch.argsort(part @ bank.T, dim=1, descending=True, stable=True).cpu() for part in queries.split(max(1, _CELLS // max(1, len(bank))))]
+    parts = [
+        torch.argsort(part @ bank.T, dim=1, descending=True, stable=True).cpu()
+        for part in queries.split(max(1, _CELLS // max(1, len(bank))))
+    ]
     order = torch.cat(parts).T
     return order if names is None else names[order]

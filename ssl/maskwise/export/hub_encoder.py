@@ -1,24 +1,25 @@
-"""`HubEncoder`: an encoder with the three methods that huggingface_hub gives every library's models."""
+"""`HubEncoder`: an encoder with huggingface_hub's from_pretrained, save_pretrained and push_to_hub."""
 
 from __future__ import annotations
 
-import shutil
 import tempfile
 from pathlib import Path
 
 from huggingface_hub import ModelHubMixin
 from torch import Tensor, nn
 
-from maskwise.export import folder, hub, layouts
+from maskwise.export import hub_repository, load, write
 from maskwise.nn.encoder import Encoder
 from maskwise.nn.tokens import Features
 
 
-class HubEncoder(nn.Module, ModelHubMixin, library_name="maskwise", tags=["maskwise"], pipeline_tag="image-feature-extraction"):
-    """An encoder, pooling included, with from_pretrained, save_pretrained and push_to_hub.
+class HubEncoder(
+    nn.Module, ModelHubMixin, library_name="maskwise", tags=["maskwise"], pipeline_tag="image-feature-extraction"
+):
+    """An encoder, pooling included, with the Hub methods of ModelHubMixin.
 
-    What it writes is the exported folder of `maskwise.export`; what it reads is whatever `maskwise.load` reads.
-    Attributes: encoder. Raises UserError as these do.
+    Writes the exported folder of `maskwise.export` and reads what `maskwise.load` reads; raises UserError as they do.
+    Attributes: encoder.
     """
 
     def __init__(self, encoder: Encoder):
@@ -26,25 +27,45 @@ class HubEncoder(nn.Module, ModelHubMixin, library_name="maskwise", tags=["maskw
         self.encoder = encoder
 
     def forward(self, images: Tensor, mask: Tensor | None = None, **options) -> Features:
-        """As the encoder: float, normalised images [B, 3, H, W] -> Features."""
+        """Run the encoder: float, normalized images [B, 3, H, W] -> Features."""
         return self.encoder(images, mask, **options)
 
     @property
     def transform(self):
-        """What makes an image file's pixels an input."""
+        """The encoder's image transform."""
         return self.encoder.transform
 
     def _save_pretrained(self, save_directory: Path) -> None:
-        with tempfile.TemporaryDirectory(dir=save_directory) as place:
-            made = folder.write(self.encoder, Path(place) / save_directory.resolve().name)
-            for name in hub.REPLACED:
+        with tempfile.TemporaryDirectory(dir=save_directory) as temporary:
+            exported = write.write(self.encoder, Path(temporary) / save_directory.resolve().name)
+            files = {path.relative_to(exported) for path in exported.rglob("*") if path.is_file()}
+            for name in sorted(files):  # each file is replaced as a whole
+                (save_directory / name).parent.mkdir(parents=True, exist_ok=True)
+                (exported / name).replace(save_directory / name)
+            for name in set(map(Path, hub_repository.REPLACED)) - files:
                 (save_directory / name).unlink(missing_ok=True)
-            shutil.copytree(made, save_directory, dirs_exist_ok=True)
 
     @classmethod
-    def _from_pretrained(cls, *, model_id, revision=None, cache_dir=None, force_download=False, local_files_only=False, token=None, **options):
+    def _from_pretrained(
+        cls,
+        *,
+        model_id,
+        revision=None,
+        cache_dir=None,
+        force_download=False,
+        local_files_only=False,
+        token=None,
+        **options,
+    ):
         options.pop("config", None)
         if Path(model_id).is_dir():
-            return cls(layouts.load(model_id, **options)).eval()
-        place = hub.fetch(model_id, revision, cache_dir=cache_dir, force_download=force_download, local_files_only=local_files_only, token=token)
-        return cls(layouts.load(place, **options)).eval()
+            return cls(load.load(model_id, **options)).eval()
+        folder = hub_repository.fetch(
+            model_id,
+            revision,
+            cache_dir=cache_dir,
+            force_download=force_download,
+            local_files_only=local_files_only,
+            token=token,
+        )
+        return cls(load.load(folder, **options)).eval()

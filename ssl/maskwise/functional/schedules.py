@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 
-from maskwise.functional.errors import UserError
+from maskwise.errors import UserError
 
 
 def cosine(step: int, total: int, start: float, end: float, warmup: int = 0, warmup_start: float = 0.0) -> float:
-    """Linear from warmup_start to start over `warmup` steps, both ends included, then half a cosine towards end.
+    """Return the value at a step: linear warm-up from warmup_start to start, both included, then half a cosine to end.
 
-    So the first warm-up step is warmup_start, start is held for two steps, and end is approached but not reached before
-    step `total`. Raises UserError if the warm-up is longer than the run. attmask.md 1.6.
+    The first step is warmup_start, two steps in a row are at start, and end is reached at step `total`, not before, as
+    in DINO. Raises UserError if the warm-up is longer than the run.
     """
     if warmup > total:
         raise UserError(f"a warm-up of {warmup} steps is longer than the run of {total}; shorten it or train longer")
@@ -23,9 +23,9 @@ def cosine(step: int, total: int, start: float, end: float, warmup: int = 0, war
 
 
 def temperature(epoch: int, warm: float, final: float, warm_epochs: int, hold: int = 0) -> float:
-    """Teacher temperature of an epoch: `hold` epochs at warm, a linear ramp over warm_epochs with both ends, then final.
+    """Return the teacher temperature of an epoch: `hold` epochs at warm, a linear ramp over warm_epochs, then final.
 
-    Constant within an epoch. attmask.md 1.6.
+    The ramp includes both ends; the temperature is constant within an epoch, as in DINO and iBOT.
     """
     epoch = int(epoch)
     if epoch < hold:

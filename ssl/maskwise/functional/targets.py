@@ -1,4 +1,4 @@
-"""What the teacher asks for: centred and sharpened, or balanced by Sinkhorn-Knopp."""
+"""Teacher targets: centering and sharpening, or Sinkhorn-Knopp."""
 
 from __future__ import annotations
 
@@ -7,24 +7,28 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from maskwise.functional.precision import at_least_float32
+
 
 def center_and_sharpen(logits: Tensor, center: Tensor, temp: float) -> Tensor:
-    """softmax((logits - center) / temp): [..., K], [K] -> [..., K], at least float32 (Caron et al. 2021, attmask.md 1.4)."""
-    return torch.softmax((_full(logits) - center) / temp, dim=-1)
+    """Return softmax((logits - center) / temp) in at least float32: [..., K], [K] -> [..., K] (DINO, sec. 3.1)."""
+    return torch.softmax((at_least_float32(logits) - center) / temp, dim=-1)
 
 
 def update_center(center: Tensor, batch_mean: Tensor, momentum: float = 0.9) -> Tensor:
-    """The next center, a new tensor: momentum * center + (1 - momentum) * batch_mean, all [K] (attmask.md 1.5)."""
+    """Return the next center, momentum * center + (1 - momentum) * batch_mean, all [K] (DINO, eq. 4)."""
     return center * momentum + batch_mean * (1 - momentum)
 
 
-def sinkhorn(logits: Tensor, temp: float, iterations: int = 3, all_sum: Callable[[Tensor], Tensor] | None = None) -> Tensor:
-    """Assignments whose prototypes are used evenly: [M, K] -> [M, K], rows sum to 1 (SwAV, Caron et al. 2020).
+def sinkhorn(
+    logits: Tensor, temp: float, iterations: int = 3, all_sum: Callable[[Tensor], Tensor] | None = None
+) -> Tensor:
+    """Return assignments that use prototypes evenly: [M, K] -> [M, K], rows sum to 1 (SwAV, sec. 3.1).
 
-    Works on logarithms, so it cannot overflow: each iteration evens the prototypes over the batch, then the rows.
-    all_sum sums a tensor over ranks and makes the batch the union of theirs; ranks may hold different M, or none.
+    Works on logarithms, so it cannot overflow; an iteration balances prototypes over the batch, then rows. With
+    all_sum, a sum over ranks, the batch is that of all ranks, which may have different M, or none.
     """
-    logits = _full(logits) / temp
+    logits = at_least_float32(logits) / temp
     rows = logits.new_zeros(logits.shape[0], 1)
     columns = logits.new_zeros(logits.shape[1])
     for _ in range(iterations):
@@ -34,15 +38,11 @@ def sinkhorn(logits: Tensor, temp: float, iterations: int = 3, all_sum: Callable
 
 
 def _union(local: Tensor, all_sum: Callable[[Tensor], Tensor] | None) -> Tensor:
-    """log-sum-exp over ranks of the logsumexp each rank holds, with sums as the only means of talking."""
+    """Return the log-sum-exp over ranks of each rank's log-sum-exp [K], by sums over ranks."""
     if all_sum is None:
         return local
-    wide = local.double()
-    holds = torch.isfinite(wide)  # a rank without rows has nothing to say
-    total = all_sum(torch.stack([torch.where(holds, wide, 0.0), holds.double()]))
+    values = local.double()
+    present = torch.isfinite(values)  # not so on a rank without rows
+    total = all_sum(torch.stack([torch.where(present, values, 0.0), present.double()]))
     shift = total[0] / total[1].clamp_min(1.0)
-    return (shift + torch.log(all_sum(torch.exp((wide - shift).clamp(max=700.0))))).to(local.dtype)
-
-
-def _full(tensor: Tensor) -> Tensor:
-    return tensor if tensor.dtype == torch.float64 else tensor.float()
+    return (shift + torch.log(all_sum(torch.exp((values - shift).clamp(max=700.0))))).to(local.dtype)

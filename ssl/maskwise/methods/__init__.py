@@ -1,4 +1,4 @@
-"""Methods: modules that turn crops, or images and labels, into a dict of losses, and the maskings that decide what they hide."""
+"""Training methods, which return a dict of losses for crops or labeled images, and maskings."""
 
 from maskwise.methods.dino import DINO
 from maskwise.methods.ibot import IBOT

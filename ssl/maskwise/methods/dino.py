@@ -1,31 +1,50 @@
-"""DINO: the student's every view foretells the teacher's every other global view."""
+"""DINO: match each student view to every other global view of the teacher."""
+
+from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-from maskwise.methods.lesson import Lesson
-from maskwise.methods.student_teacher import StudentTeacher
+from maskwise.functional import losses
+from maskwise.functional.chunked_losses import LinearLogits, TeacherProbs
+from maskwise.methods.student_teacher import StudentOutput, StudentTeacher, TeacherOutput
 
 
 class DINO(StudentTeacher):
-    """Self-distillation between views (Caron et al. 2021; attmask.md 1.3-1.6); with a masking, DINO on masked crops.
+    """Self-distillation between views (DINO, Caron et al. 2021); with a masking, DINO on masked crops.
 
-    Arguments as StudentTeacher: temperatures are constant inside an epoch, `lambda1` weighs the image term.
+    Arguments as StudentTeacher; temperatures are constant within an epoch, `lambda1` weighs the loss.
     """
 
     def forward(
-        self, global_crops: Tensor, local_crops: Tensor | None = None, *, step: int, epoch: int, sample_ids: Tensor, lesson: Lesson | None = None
+        self,
+        global_crops: Tensor,
+        local_crops: Tensor | None = None,
+        *,
+        step: int,
+        epoch: int,
+        sample_ids: Tensor,
+        teacher: TeacherOutput | None = None,
+        statistics: bool = False,
     ) -> dict[str, Tensor]:
-        """Return the losses and health of one batch; changes no buffer.
+        """Return the losses of one batch; changes no buffer.
 
-        global_crops [G * B, 3, S, S] and local_crops [L * B, 3, s, s], normalised floats, crop-major; sample_ids
-        int64 [B], best on the CPU; `lesson` is what `teach` and `agree` made of this micro-batch, of one batch alone if
-        None. Raises UserError for G = 1, L = 0.
+        global_crops [G * B, 3, S, S] and local_crops [L * B, 3, s, s], normalized floats, crop-major; sample_ids
+        int64 [B], preferably on the CPU. `teacher` is this micro-batch's output of `share_targets`, by default that of
+        a batch of its own; `statistics` adds collapse statistics. Raises UserError for G = 1, L = 0.
         """
-        if lesson is None:
-            [lesson] = self.agree([self.teach(global_crops, local_crops, step=step, epoch=epoch, sample_ids=sample_ids)], epoch)
-        views = self.count_views(global_crops, local_crops, sample_ids)
-        _, pooled = self.study(global_crops, local_crops, lesson.hidden, views, step, sample_ids)
-        z = self.student.head.embed(pooled)
-        cls, health = self.image_term(z, self.student.head.weights()[0], lesson, views, epoch)
-        return self.report(self.lambda1 * cls, cls, torch.zeros_like(cls), health, lesson)
+        if teacher is None:
+            teacher = self.teacher_targets(global_crops, local_crops, step=step, epoch=epoch, sample_ids=sample_ids)
+        student = self.student_forward(global_crops, local_crops, teacher.masks, step, sample_ids)
+        cls_loss, logits, probs = self.view_loss(student, teacher, len(sample_ids), epoch)
+        result = self.result(self.lambda1 * cls_loss, cls_loss, torch.zeros_like(cls_loss), teacher)
+        return {**result, **self.collapse_statistics(logits, probs, teacher)} if statistics else result
+
+    def view_loss(
+        self, student: StudentOutput, teacher: TeacherOutput, samples: int, epoch: int
+    ) -> tuple[Tensor, LinearLogits, TeacherProbs]:
+        """Return the loss between views, the student's logits [S, B, K] and the teacher's targets [G, B, K]."""
+        bottleneck = self.student.head.embed(student.pooled).unflatten(0, (-1, samples))
+        logits = LinearLogits(bottleneck, self.student.head.weights()[0])
+        probs = self.teacher_probs(teacher, self.teacher.head.weights()[0], samples, epoch)
+        return losses.dino_loss_from_probs(logits, probs, self.student_temp), logits, probs

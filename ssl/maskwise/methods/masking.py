@@ -1,30 +1,37 @@
-"""Which patches of the student's global crops are hidden: the table of maskings.
+"""Maskings: choose the patches of the student's global crops to mask.
 
-A masking draws everything by key (seed, step, sample, view), so its masks do not depend on how a batch is split into
-ranks. It also says on the host how many patches are hidden, so that nobody has to ask the device.
+Everything is drawn by key (seed, step, sample, view), so masks do not depend on the split of a batch into ranks. The
+number of masked patches is counted on the host, without a sync.
 """
 
+from __future__ import annotations
+
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
-from maskwise.functional import draws, masks
+from maskwise.bounds import Probability
+from maskwise.errors import UserError
+from maskwise.functional import keyed_random, masks
 from maskwise.functional.attention import mean_heads
-from maskwise.functional.errors import UserError
-from maskwise.nn.pooling import with_attention
+from maskwise.functional.mask_ratios import draw_ratio
+
+Grid = tuple[int, int]
+Ratio = Probability | Sequence[Probability]
+PerStepOrView = Literal["step", "view"]
 
 
-class Hidden(NamedTuple):
-    """A mask [V, N], True = hidden, and the number of its True entries, known to the host."""
+class SampledMasks(NamedTuple):
+    """Masks bool [V, N], True = masked, and the number of their True entries as a Python int."""
 
     mask: Tensor
-    count: int
+    num_masked: int
 
 
-class Keys(NamedTuple):
-    """What identifies the views of one step: the seed, the step, and for each view its sample and its number, [V]."""
+class ViewKeys(NamedTuple):
+    """Keys of the views of one step: seed, step, and the sample and number of each view, [V]."""
 
     seed: int
     step: int
@@ -32,29 +39,29 @@ class Keys(NamedTuple):
     views: Tensor
 
     def of(self, stream: int) -> Tensor:
-        """Return the views' keys in a stream, int64 [V]."""
-        return draws.mix(stream, self.seed, self.step, self.samples, self.views)
+        """Return the views' keys in a stream of keyed_random, int64 [V]."""
+        return keyed_random.make_key(stream, self.seed, self.step, self.samples, self.views)
 
 
 class Masking:
-    """Draws a ratio and a coin for each view; what is hidden at that ratio, nothing here, is for the subclasses to say.
+    """Samples whether and how much to mask each view; subclasses choose the patches, the base class masks none.
 
-    `ratio` and `var` give a ratio uniform in [ratio - var, ratio + var]; as lists of equal length, one of those
-    intervals picked evenly (attmask.md 2.1). A view is masked with probability `prob`, one coin per view.
-    `ratio_per` is "step" (all views share one ratio) or "view". Raises UserError for values outside [0, 1].
+    `ratio` and `var` give a mask ratio uniform in [ratio - var, ratio + var]; of lists, one such interval is picked
+    evenly (iBOT). A view is masked with probability `prob`. `ratio_per` is "step", one ratio for all views,
+    or "view". Raises UserError for values outside [0, 1].
     """
 
     needs_attention = False
 
     def __init__(
         self,
-        ratio: float | Sequence[float] = 0.3,
-        var: float | Sequence[float] = 0.2,
-        prob: float = 0.5,
-        ratio_per: str = "view",
+        ratio: Ratio = 0.3,
+        var: Ratio = 0.2,
+        prob: Probability = 0.5,
+        ratio_per: PerStepOrView = "view",
         seed: int = 0,
     ):
-        masks.draw_ratio(0.0, ratio, var)
+        draw_ratio(0.0, ratio, var)  # raises UserError for a ratio outside [0, 1]
         if not 0.0 <= prob <= 1.0:
             raise UserError(f"masking.prob={prob} is not a probability: give a number from 0 to 1")
         if ratio_per not in ("step", "view"):
@@ -65,111 +72,131 @@ class Masking:
         self.ratio_per = ratio_per
         self.seed = seed
 
-    def __call__(
-        self, attention: Tensor | None, grid: tuple[int, int], *, step: int, sample_ids: Tensor, device="cpu", views: int = 2
-    ) -> Tensor:
-        """Return the mask alone, bool [V, N]; arguments as in `draw`."""
-        return self.draw(attention, grid, step=step, sample_ids=sample_ids, device=device, views=views).mask
+    def __call__(self, attention: Tensor | None, grid: Grid, **options) -> Tensor:
+        """Return the mask alone, bool [V, N]; arguments as in `sample`."""
+        return self.sample(attention, grid, **options).mask
 
-    def draw(
-        self, attention: Tensor | None, grid: tuple[int, int], *, step: int, sample_ids: Tensor, device="cpu", views: int = 2
-    ) -> Hidden:
-        """Return the mask of V = views * B views of B samples, crop-major, and its count.
+    def sample(
+        self,
+        attention: Tensor | None,
+        grid: Grid,
+        *,
+        step: int,
+        sample_ids: Tensor,
+        device: torch.device | str = "cpu",
+        views: int = 2,
+    ) -> SampledMasks:
+        """Return the masks of V = views * B views of B samples, crop-major.
 
-        attention [V, H, N] as the teacher's pooling gave it, or None where it is not needed; grid (h, w) with
-        h * w = N; sample_ids int64 [B], best on the CPU (reading them from a GPU waits for it); device of the mask.
+        attention [V, H, N] of the teacher's pooling, or None if not needed; grid (h, w) with h * w = N; sample_ids
+        int64 [B], preferably on the CPU (on a GPU, reading them is a sync); `device` is that of the masks.
         """
         samples = sample_ids.to("cpu", torch.int64)
-        keys = Keys(self.seed, step, samples.repeat(views), torch.arange(views).repeat_interleave(len(samples)))
-        return self.hide(attention, grid, keys, torch.device(device))
+        keys = ViewKeys(self.seed, step, samples.repeat(views), torch.arange(views).repeat_interleave(len(samples)))
+        return self.choose_patches(attention, grid, keys, torch.device(device))
 
-    def hide(self, attention: Tensor | None, grid: tuple[int, int], keys: Keys, device: torch.device) -> Hidden:
-        """Return what is hidden of the views that the keys identify."""
-        return Hidden(torch.zeros(len(keys.samples), grid[0] * grid[1], dtype=torch.bool, device=device), 0)
+    def choose_patches(
+        self, attention: Tensor | None, grid: Grid, keys: ViewKeys, device: torch.device
+    ) -> SampledMasks:
+        """Return the masks of the views with these keys."""
+        return SampledMasks(torch.zeros(len(keys.samples), grid[0] * grid[1], dtype=torch.bool, device=device), 0)
 
-    def masked(self, keys: Keys) -> list[bool]:
-        """Return for each view whether its coin says to mask it, [V]."""
-        return (draws.uniform(keys.of(draws.COIN), 1)[:, 0] < self.prob).tolist()
+    def coin_flips(self, keys: ViewKeys) -> list[bool]:
+        """Return for each view whether to mask it, [V]."""
+        return (keyed_random.uniform(keys.of(keyed_random.COIN), 1)[:, 0] < self.prob).tolist()
 
-    def ratios(self, keys: Keys, draw: int = 0) -> list[float]:
-        """Return each view's first (or second) draw of the ratio, 0 for views that are not masked, [V] Python floats."""
+    def ratios(self, keys: ViewKeys, draw: int = 0) -> list[float]:
+        """Return each view's first or second draw of the mask ratio, 0 for unmasked views, [V] Python floats."""
         if self.ratio_per == "step":
-            uniforms = draws.uniform(draws.mix(draws.RATIO, keys.seed, keys.step), draw + 1)[draw].expand(len(keys.samples))
+            key = keyed_random.make_key(keyed_random.RATIO, keys.seed, keys.step)
+            uniforms = keyed_random.uniform(key, draw + 1)[draw].expand(len(keys.samples))
         else:
-            uniforms = draws.uniform(keys.of(draws.RATIO), draw + 1)[:, draw]
-        return [masks.draw_ratio(u, self.ratio, self.var) * masked for u, masked in zip(uniforms.tolist(), self.masked(keys))]
+            uniforms = keyed_random.uniform(keys.of(keyed_random.RATIO), draw + 1)[:, draw]
+        flips = self.coin_flips(keys)
+        return [draw_ratio(u, self.ratio, self.var) * flip for u, flip in zip(uniforms.tolist(), flips)]
 
 
 class NoMasking(Masking):
-    """Hides nothing."""
+    """Masks nothing."""
 
     def __init__(self, seed: int = 0):
         super().__init__(ratio=0.0, var=0.0, prob=0.0, seed=seed)
 
 
 class RandomMasking(Masking):
-    """Hides int(r N) patches of a view, chosen evenly (attmask.md 2.3)."""
+    """Masks int(r N) random patches of a view (AttMask, sec. 3.2)."""
 
-    def hide(self, attention, grid, keys, device) -> Hidden:
-        noise = draws.uniform(keys.of(draws.MASK), grid[0] * grid[1])
-        return _from_host(masks.random_mask(self.ratios(keys), grid, noise=noise), device)
+    def choose_patches(
+        self, attention: Tensor | None, grid: Grid, keys: ViewKeys, device: torch.device
+    ) -> SampledMasks:
+        """Return the masks of the views with these keys."""
+        noise = keyed_random.uniform(keys.of(keyed_random.MASK), grid[0] * grid[1])
+        return from_host(masks.random_mask(self.ratios(keys), grid, noise=noise), device)
 
 
 class BlockMasking(Masking):
-    """Hides rectangles of patches, at most r N of them in all (BEiT's way; attmask.md 2.2)."""
+    """Masks rectangles of patches, at most r N in all (BEiT, sec. 2.3)."""
 
-    def hide(self, attention, grid, keys, device) -> Hidden:
-        noise = draws.uniform(keys.of(draws.MASK), masks.BLOCK_TRIES * 4).unflatten(1, (masks.BLOCK_TRIES, 4))
-        return _from_host(masks.blockwise_mask(self.ratios(keys), grid, noise=noise), device)
+    def choose_patches(
+        self, attention: Tensor | None, grid: Grid, keys: ViewKeys, device: torch.device
+    ) -> SampledMasks:
+        """Return the masks of the views with these keys."""
+        noise = keyed_random.uniform(keys.of(keyed_random.MASK), masks.BLOCK_TRIES * 4)
+        noise = noise.unflatten(1, (masks.BLOCK_TRIES, 4))
+        return from_host(masks.blockwise_mask(self.ratios(keys), grid, noise=noise), device)
 
 
 class AttMaskHigh(Masking):
-    """Hides the int(r N) patches that the teacher attends most, averaged over heads (attmask.md 2.4)."""
+    """Masks the int(r N) patches with the highest teacher attention, averaged over heads (AttMask, sec. 3.2)."""
 
     needs_attention = True
     mode = "high"
 
     def __init__(
         self,
-        ratio: float | Sequence[float] = 0.3,
-        var: float | Sequence[float] = 0.2,
-        prob: float = 0.5,
-        ratio_per: str = "step",
+        ratio: Ratio = 0.3,
+        var: Ratio = 0.2,
+        prob: Probability = 0.5,
+        ratio_per: PerStepOrView = "step",
         seed: int = 0,
     ):
         super().__init__(ratio, var, prob, ratio_per, seed)
 
-    def hide(self, attention, grid, keys, device) -> Hidden:
+    def choose_patches(
+        self, attention: Tensor | None, grid: Grid, keys: ViewKeys, device: torch.device
+    ) -> SampledMasks:
+        """Return the masks of the views with these keys."""
         if attention is None:
-            raise UserError(
-                f"{type(self).__name__} follows the teacher's attention and the pooling gives none: choose a pooling that does "
-                f"({with_attention()}), or masking random or block"
-            )
-        return self.rank(mean_heads(attention.detach()), self.ratios(keys), keys)
+            raise UserError(f"masking {masking_name(self)} needs the attention [V, H, N] of the teacher's pooling")
+        return self.mask_from_attention(mean_heads(attention.detach()), self.ratios(keys), keys)
 
-    def rank(self, attention: Tensor, ratios: list[float], keys: Keys) -> Hidden:
-        """Return what is hidden, given the attention averaged over heads, [V, N], and each view's ratio."""
-        return Hidden(masks.attention_mask(attention, ratios, self.mode), sum(int(attention.shape[1] * r) for r in ratios))
+    def mask_from_attention(self, attention: Tensor, ratios: list[float], keys: ViewKeys) -> SampledMasks:
+        """Return the masks for attention averaged over heads, [V, N], and each view's mask ratio."""
+        num_masked = sum(int(attention.shape[1] * ratio) for ratio in ratios)
+        return SampledMasks(masks.attention_mask(attention, ratios, self.mode), num_masked)
 
 
 class AttMaskLow(AttMaskHigh):
-    """Hides the int(r N) patches that the teacher attends least."""
+    """Masks the int(r N) patches with the lowest teacher attention (AttMask, sec. 3.2)."""
 
     mode = "low"
 
 
 class AttMaskHint(AttMaskHigh):
-    """Hides as AttMaskHigh, then shows int(N show_max r') of the int(N show_max) most attended again, r' a second draw."""
+    """Masks as attmask_high, then reveals some of the most attended patches as hints (AttMask, sec. 3.2).
+
+    It reveals int(N show_max r') of the int(N show_max) most attended patches, r' being a second draw of the ratio.
+    """
 
     mode = "hint"
 
     def __init__(
         self,
-        ratio: float | Sequence[float] = 0.3,
-        var: float | Sequence[float] = 0.2,
-        prob: float = 0.5,
-        ratio_per: str = "step",
-        show_max: float = 0.1,
+        ratio: Ratio = 0.3,
+        var: Ratio = 0.2,
+        prob: Probability = 0.5,
+        ratio_per: PerStepOrView = "step",
+        show_max: Probability = 0.1,
         seed: int = 0,
     ):
         super().__init__(ratio, var, prob, ratio_per, seed)
@@ -177,23 +204,27 @@ class AttMaskHint(AttMaskHigh):
             raise UserError(f"masking.show_max={show_max} is not a share of the patches: give a number from 0 to 1")
         self.show_max = show_max
 
-    def rank(self, attention: Tensor, ratios: list[float], keys: Keys) -> Hidden:
-        """Return what is hidden, given the attention averaged over heads, [V, N], and each view's ratio."""
-        shown = [self.show_max * second for second in self.ratios(keys, draw=1)]
-        noise = draws.uniform(keys.of(draws.HINT).to(attention.device, non_blocking=True), attention.shape[1])
-        mask = masks.attention_mask(attention, ratios, self.mode, shown, self.show_max, noise=noise)
-        hidden = [int(attention.shape[1] * r) for r in ratios]
-        pool = int(attention.shape[1] * self.show_max)
-        if any(0 < count < pool for count in hidden):
-            return Hidden(mask, int(mask.sum()))  # the pool is wider than what is hidden: only the draw knows the count
-        return Hidden(mask, sum(count - min(int(attention.shape[1] * show), pool) for count, show in zip(hidden, shown) if count))
+    def mask_from_attention(self, attention: Tensor, ratios: list[float], keys: ViewKeys) -> SampledMasks:
+        """Return the masks for attention averaged over heads, [V, N], and each view's mask ratio."""
+        patches = attention.shape[1]
+        show_ratios = [self.show_max * second for second in self.ratios(keys, draw=1)]
+        hint_keys = keys.of(keyed_random.HINT).to(attention.device, non_blocking=True)
+        noise = keyed_random.uniform(hint_keys, patches)
+        mask = masks.attention_mask(attention, ratios, self.mode, show_ratios, self.show_max, noise=noise)
+        counts = [int(patches * ratio) for ratio in ratios]
+        pool = int(patches * self.show_max)
+        if any(0 < count < pool for count in counts):
+            return SampledMasks(mask, int(mask.sum()))  # more candidates for hints than masked patches: count them
+        hints = [min(int(patches * show), pool) for show in show_ratios]
+        return SampledMasks(mask, sum(count - hint for count, hint in zip(counts, hints) if count))
 
 
-def _from_host(mask: Tensor, device: torch.device) -> Hidden:
-    return Hidden(mask.to(device, non_blocking=True), int(mask.sum()))
+def from_host(mask: Tensor, device: torch.device) -> SampledMasks:
+    """Return masks made on the CPU, counted there and copied to the device."""
+    return SampledMasks(mask.to(device, non_blocking=True), int(mask.sum()))
 
 
-MASKINGS = {
+MASKINGS: dict[str, type[Masking]] = {
     "none": NoMasking,
     "random": RandomMasking,
     "block": BlockMasking,
@@ -201,3 +232,9 @@ MASKINGS = {
     "attmask_low": AttMaskLow,
     "attmask_hint": AttMaskHint,
 }
+
+
+def masking_name(masking: Masking) -> str:
+    """Return the name of a masking in MASKINGS, or `module:Name` for one from elsewhere."""
+    names = (name for name, row in MASKINGS.items() if type(masking) is row)
+    return next(names, f"{type(masking).__module__}:{type(masking).__name__}")

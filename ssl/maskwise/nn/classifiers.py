@@ -1,9 +1,10 @@
-"""The table of classifiers: features in, logits out, and what a classifier learns from.
+"""Table of classifiers: encoder features in, logits out.
 
-A row is a module made by (encoder, classes, **options): it reads widths from the encoder and does not keep it. It has `classes`; `layers`,
-the blocks or stages whose output it wants as Features.layers (() for none); forward(features) -> logits [B, C], which is what
-evaluations see; and losses(features, targets [B, C], criterion, drop_key=int64 [B]) -> dict with "loss", where criterion(logits, targets) is
-a scalar, a mean over images, and the key makes a dropout a function of the image. Rows of the features may be several views of each image, view-major; the criterion knows.
+A row is a module constructed as (encoder, classes, **options); it reads widths from the encoder without storing it.
+It has `classes`, the number of classes; `layers`, the blocks or stages that it reads from Features.layers, () for none;
+`forward(features)` -> logits [B, C]; and `losses(features, targets [B, C], criterion, drop_key=int64 [B])` -> dict with
+"loss". criterion(logits, targets) is a scalar, a mean over images; the key makes dropout a function of the image.
+Features may hold several views of each image, view-major; the criterion accounts for it.
 """
 
 from __future__ import annotations
@@ -12,27 +13,29 @@ from collections.abc import Callable
 
 from torch import Tensor, nn
 
-from maskwise.functional.errors import UserError
+from maskwise.bounds import Count, Rate
+from maskwise.errors import UserError
 from maskwise.nn.dropout import KeyedDropout
-from maskwise.nn.map_classifier import MAPClassifier
+from maskwise.nn.multi_token.class_tokens import ClassTokensClassifier
+from maskwise.nn.multi_token.classifier import MAPClassifier
 from maskwise.nn.tokens import Features
 
 
 class LinearClassifier(nn.Module):
-    """One linear layer on the pooled vector: Features -> logits [B, C].
+    """Linear layer on the pooled vector: Features -> logits [B, C].
 
-    Where the pooling gives k vectors [B, k, D] (its reduce is max_logit) the layer is shared and each class takes the largest of its k
-    logits (SimPool paper, section 4). `dropout` is the share of the input's entries that is dropped in training.
+    For a pooling into k vectors [B, k, D] (reduce max_logit), each class takes the largest of its k logits (SimPool,
+    sec. 4). `dropout` is the rate on the input in training.
     """
 
     layers: tuple[int, ...] = ()
 
-    def __init__(self, encoder: nn.Module, classes: int, *, dropout: float = 0.0):
+    def __init__(self, encoder: nn.Module, classes: Count, *, dropout: Rate = 0.0):
         super().__init__()
         if classes < 1:
-            raise UserError(f"classifier.classes={classes} leaves nothing to tell apart: choose 1 or more")
+            raise UserError(f"classifier.classes={classes} leaves no class to predict: choose 1 or more")
         if not 0 <= dropout < 1:
-            raise UserError(f"classifier.dropout={dropout} is not a rate: choose one from 0 to below 1")
+            raise UserError(f"classifier.dropout={dropout} is out of range: choose a rate of at least 0 and below 1")
         self.classes = classes
         self.dropout = KeyedDropout(dropout)
         self.linear = nn.Linear(encoder.dim, classes)
@@ -40,16 +43,21 @@ class LinearClassifier(nn.Module):
         nn.init.zeros_(self.linear.bias)
 
     def forward(self, features: Features, drop_key: Tensor | None = None) -> Tensor:
-        """Features -> logits [B, C]."""
+        """Return the logits [B, C]."""
         if features.vectors is None:
             return self.linear(self.dropout(features.pooled, drop_key))
         return self.linear(self.dropout(features.vectors, drop_key)).amax(dim=1)
 
     def losses(
-        self, features: Features, targets: Tensor, criterion: Callable[[Tensor, Tensor], Tensor], *, drop_key: Tensor | None = None
+        self,
+        features: Features,
+        targets: Tensor,
+        criterion: Callable[[Tensor, Tensor], Tensor],
+        *,
+        drop_key: Tensor | None = None,
     ) -> dict[str, Tensor]:
-        """Features, targets [B, C] -> {"loss"}."""
+        """Return {"loss"} for targets [B, C]."""
         return {"loss": criterion(self(features, drop_key), targets)}
 
 
-CLASSIFIERS = {"linear": LinearClassifier, "map": MAPClassifier}
+CLASSIFIERS = {"linear": LinearClassifier, "map": MAPClassifier, "class_tokens": ClassTokensClassifier}

@@ -1,4 +1,4 @@
-"""The projection head of self-distillation: a trunk to a unit bottleneck, then prototypes."""
+"""Projection head of DINO and iBOT: an MLP to a unit-norm bottleneck, then prototypes."""
 
 from __future__ import annotations
 
@@ -6,14 +6,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from maskwise.functional.errors import UserError
+from maskwise.errors import UserError
+from maskwise.functional.precision import at_least_float32
 
 
 class WeightNormLinear(nn.Module):
-    """Linear map without bias whose row k is weight_g[k] times the unit vector along weight_v[k].
+    """Linear layer without bias; row k is weight_g[k] times the unit vector along weight_v[k].
 
-    weight_g [K, 1] starts at 1, weight_v [K, in] as a framework Linear does; the names are those of the reference's
-    files. Unlike torch's weight norm it can be copied. attmask.md 1.2, 6.4.
+    weight_g [K, 1] starts at 1, weight_v [K, in] as in nn.Linear; the names are those of DINO's checkpoints. Unlike
+    torch's weight norm it can be copied.
     """
 
     def __init__(self, inputs: int, outputs: int):
@@ -23,7 +24,7 @@ class WeightNormLinear(nn.Module):
 
     @property
     def weight(self) -> Tensor:
-        """The matrix that the layer multiplies with, [K, in], in float32 at least."""
+        """The normalized weight [K, in], in float32 at least."""
         v = self.weight_v
         with torch.autocast(v.device.type, enabled=False):
             return v * (self.weight_g / v.norm(dim=1, keepdim=True))
@@ -34,12 +35,12 @@ class WeightNormLinear(nn.Module):
 
 
 class ProjectionHead(nn.Module):
-    """Vectors [..., dim] -> logits over prototypes [..., K] (DINO head; iBOT's with `patch_prototypes`; attmask.md 1.2).
+    """Vectors [..., dim] -> logits over prototypes [..., K] (DINO, sec. 3.1; iBOT, sec. 3.2).
 
-    `layers` Linears with GELU between lead to a bottleneck that is scaled to length 1; the last layer is weight-normed,
-    so that with its gains at 1 (frozen there by `norm_last_layer`) logits are cosines. norm="batch" puts a batch norm
-    of its own after each hidden Linear. `patch_prototypes` gives patches a last layer of their own.
-    Raises UserError for another norm or layers below 1.
+    `layers` Linears with GELU between them lead to a bottleneck, normalized to length 1; the last layer is
+    weight-normalized, so that logits are cosines while its gains are 1 (frozen by `norm_last_layer`). norm="batch"
+    adds a batch norm after each hidden Linear. `patch_prototypes` adds a separate last layer for patches.
+    Raises UserError for another norm or fewer than one layer.
     """
 
     def __init__(
@@ -57,15 +58,16 @@ class ProjectionHead(nn.Module):
         if norm not in (None, "batch"):
             raise UserError(f"head.norm={norm!r} is unknown: choose batch, or null for none")
         if layers < 1:
-            raise UserError(f"head.layers={layers} leaves no layer: choose 1 or more")
-        self.dim, self.prototypes, self.patch_prototypes, self.bottleneck = dim, prototypes, patch_prototypes, bottleneck
+            raise UserError(f"head.layers={layers} is too few: choose 1 or more")
+        self.dim, self.bottleneck = dim, bottleneck
+        self.prototypes, self.patch_prototypes = prototypes, patch_prototypes
         widths = [dim, *[hidden] * (layers - 1), bottleneck]
-        trunk: list[nn.Module] = []
-        for i, (before, after) in enumerate(zip(widths, widths[1:])):
-            trunk.append(nn.Linear(before, after))
+        mlp: list[nn.Module] = []
+        for i, (inputs, outputs) in enumerate(zip(widths, widths[1:])):
+            mlp.append(nn.Linear(inputs, outputs))
             if i < layers - 1:
-                trunk += [nn.BatchNorm1d(after)] * (norm == "batch") + [nn.GELU()]
-        self.mlp = nn.Sequential(*trunk)
+                mlp += [nn.BatchNorm1d(outputs)] * (norm == "batch") + [nn.GELU()]
+        self.mlp = nn.Sequential(*mlp)
         for layer in self.mlp:
             if isinstance(layer, nn.Linear):
                 nn.init.normal_(layer.weight, std=0.02)
@@ -76,9 +78,9 @@ class ProjectionHead(nn.Module):
             last.weight_g.requires_grad_(not norm_last_layer)
 
     def embed(self, x: Tensor) -> Tensor:
-        """[..., dim] -> bottleneck vectors of length 1, [..., bottleneck], float32 or better."""
+        """[..., dim] -> bottleneck vectors of length 1, [..., bottleneck], float32 at least."""
         z = self.mlp(x.reshape(-1, x.shape[-1]))
-        z = z if z.dtype == torch.float64 else z.float()  # autocast on CPU would normalise in bf16
+        z = at_least_float32(z)  # autocast on CPU would normalize in bf16
         return F.normalize(z, dim=-1).reshape(*x.shape[:-1], self.bottleneck)
 
     def classify(self, z: Tensor) -> Tensor:
@@ -86,17 +88,13 @@ class ProjectionHead(nn.Module):
         return self.last_layer(z)
 
     def classify_patches(self, z: Tensor) -> Tensor:
-        """Bottleneck vectors of patches [..., bottleneck] -> logits over the patches' prototypes."""
+        """Bottleneck vectors of patches [..., bottleneck] -> logits over the patch prototypes [..., K]."""
         return self.last_layer(z) if self.last_layer2 is None else self.last_layer2(z)
 
     def weights(self) -> tuple[Tensor, Tensor]:
-        """The last layers' matrices for images and for patches, [K, bottleneck] each; the same one where it is shared."""
-        own = self.last_layer.weight
-        return own, own if self.last_layer2 is None else self.last_layer2.weight
-
-    def patch_mean_logits(self, zbar: Tensor) -> Tensor:
-        """Mean logits of many patches from their mean bottleneck vector: mean(W z) = W mean(z) (attmask.md fact 34)."""
-        return self.classify_patches(zbar)
+        """Return the last layers' weights for images and for patches, [K, bottleneck] each; the same one if shared."""
+        weight = self.last_layer.weight
+        return weight, weight if self.last_layer2 is None else self.last_layer2.weight
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., dim] -> logits [..., K]."""

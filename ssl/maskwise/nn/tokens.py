@@ -1,4 +1,4 @@
-"""The three values that pass through an encoder: tokens, what a pooling makes of them, features."""
+"""Values between the parts of an encoder: Tokens, Pooled, Features."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from torch import Tensor
 
 @dataclass
 class Tokens:
-    """What a backbone gives, before the final norm.
+    """Output of a backbone, before the final norm.
 
-    patches [B, N, D] row-major over grid (h, w); prefix [B, P, D], the class token first where there is one, then
+    patches [B, N, D], row-major over grid (h, w); prefix [B, P, D], the class token first if there is one, then
     registers; cls_attention [B, H, N], the class token's softmax row of the last block, patch columns only (its sum is
-    below 1); keys [B, N, D] of the last block, heads side by side; stages, one [B, P + N, D] for each block asked
-    for, or of a map backbone one [B, C_s, H_s, W_s] for each stage.
+    below 1); keys [B, N, D] of the last block, heads concatenated; stages, one [B, P + N, D] per requested block, or
+    for feature maps one [B, C_s, H_s, W_s] per requested stage.
     """
 
     patches: Tensor
@@ -27,9 +27,9 @@ class Tokens:
 
 @dataclass
 class Pooled:
-    """What a pooling gives: vector [B, D], the attention [B, H, N] that made it (of k vectors [B, k, N]) or None.
+    """Output of a pooling: vector [B, D] and its attention [B, H, N] (with k vectors [B, k, N]) or None.
 
-    vectors [B, k, D] or None: with reduce=max_logit a classifier takes for each class the largest of their k logits.
+    vectors [B, k, D] or None: with reduce=max_logit a classifier takes the largest of their k logits per class.
     """
 
     vector: Tensor
@@ -39,12 +39,12 @@ class Pooled:
 
 @dataclass
 class Features:
-    """What an encoder gives.
+    """Output of an encoder.
 
     pooled [B, D]; patches [B, N, D] after the final norm; attention [B, H, N] of the pooling, neither averaged nor
-    renormalised, or None; grid (h, w); keys [B, N, D] and layers (one [B, P + N, D] each, after the final norm; of a map backbone
-    one [B, C_s, H_s, W_s] each, as the stage gave it) if asked for; vectors [B, k, D] of a pooling whose k logits a classifier
-    is to take the largest of, class by class, or None.
+    renormalized, or None; grid (h, w); keys [B, N, D] and layers (one [B, P + N, D] each, after the final norm; of
+    feature maps one raw [B, C_s, H_s, W_s] each) if requested; vectors [B, k, D] of a pooling with reduce=max_logit,
+    or None.
     """
 
     pooled: Tensor

@@ -1,0 +1,1 @@
+"""Reference implementations that `maskwise bench` measures against."""

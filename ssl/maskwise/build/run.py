@@ -1,0 +1,169 @@
+"""A whole run in a folder: start it, or continue it."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+
+import torch
+
+from maskwise.build.baselines import RunBaselines
+from maskwise.build.builders import builder_for
+from maskwise.build.continuing import EarlierRun, earlier_run
+from maskwise.build.evaluations import due_every, evaluations, masking_figure
+from maskwise.build.inputs import dataset, inputs, labeled_test, own_tests, stream
+from maskwise.build.networks import encoder, initial_model
+from maskwise.build.rank_agreement import check_ranks
+from maskwise.build.run_folder import checkpoint_record, read_run, start_record, write_run
+from maskwise.build.training import resolved_precision, trainer
+from maskwise.build.whitening import learn_whitening
+from maskwise.data.augmentation import color
+from maskwise.data.loader import check_batch_size
+from maskwise.data.notes import notes
+from maskwise.distributed.environment import world_size
+from maskwise.distributed.world import World
+from maskwise.engine.checkpoint import Checkpoints
+from maskwise.engine.loop import Intervals, fit
+from maskwise.engine.run_lock import RunLock, check_free
+from maskwise.engine.run_log import RunLog, prepare_folder
+from maskwise.engine.runtime import use_deterministic_kernels
+from maskwise.engine.trainer import Trainer
+from maskwise.errors import UserError
+from maskwise.export.initial_model import InitialModel
+from maskwise.process.malloc import keep_freed_memory
+from maskwise.process.streams import print_notice
+from maskwise.recipe.consistency import fitted
+from maskwise.recipe.recipe import Recipe
+
+
+def train(recipe: Recipe, out, *, quiet: bool = False, accept_changed_data: bool = False) -> dict:
+    """Run a recipe in the folder `out`, or continue the run that is there.
+
+    accept_changed_data: continue on other images than before, with the run's own length of an epoch. Returns
+    {"status": "complete"|"preempted", "step", "skipped", "folder"}. Raises UserError before anything is written when
+    the folder, the images or the recipe cannot be used, or when the folder holds a run of another recipe or images.
+    """
+    folder = Path(out).expanduser()
+    check_free(folder)
+    data = dataset(recipe)
+    record = read_run(folder)
+    epoch_images = record.get("images", len(data))  # the run's own, even if the images have changed
+    recipe = fitted(recipe, epoch_images, world_size())
+    earlier = earlier_run(folder, recipe, data, accept_changed_data=accept_changed_data)
+    check_batch_size(recipe.train.batch_size, len(data), world_size())
+    classes = builder_for(recipe).classes(recipe, data)
+    test, own = labeled_test(recipe, data), own_tests(recipe)
+    world = start_process(recipe)
+    with world.fail_together(), RunLock(folder) as lock:
+        check_ranks(recipe, data, test, world)
+        precision = record.get("precision") or resolved_precision(recipe, world.device)
+        start = initial_model(recipe, folder, record)
+        running = trainer(recipe, world, images=epoch_images, classes=classes, precision=precision, start=start)
+        prepare_folder(folder)
+        lock_folder(lock, world, quiet)
+        complete = (folder / "checkpoints" / f"step_{running.total_steps:08d}").is_dir()
+        if world.is_main and not record:
+            write_run(folder, recipe, world, precision, earlier.images, start)
+        elif world.is_main and not complete:
+            earlier.update(folder, recipe)
+        world.barrier()
+        about = {**start_record(world), **earlier.about()} if world.is_main else None
+        run_log = RunLog(folder, running.total_steps, quiet, main=world.is_main, about=about, lock=lock)
+        checkpoints = Checkpoints(
+            folder,
+            recipe.train.keep,
+            encoder_spec=running.method.teacher.encoder.spec(),
+            world=world,
+            print_line=run_log.print_line,
+            shards=running.shards,
+            meta=checkpoint_record(recipe, classes, data),
+            lock=lock,
+        )
+        lines = start_messages(recipe, running, data, classes, folder, start, earlier)
+        lines += learn_whitening(running.method, data, recipe, folder, world)
+        for line in [*notes({"data": data, "test": test}), *lines] if world.is_main and not complete else ():
+            run_log.print_line(line)
+        baselines = RunBaselines(recipe, data, test, world, run_log, partial(encoder, recipe, start))
+        result = fit(
+            running,
+            partial(stream, recipe, world, data, running.total_steps),
+            inputs(recipe, running),
+            run_log,
+            checkpoints,
+            evaluations(recipe, data, test, world, own, baselines),
+            intervals(recipe, running.steps_per_epoch, continues_a_model=start is not None),
+            pictures=masking_figure if recipe.evaluate.pictures_every else None,
+            crops_per_batch=2 * recipe.train.batch_size // world.size // recipe.train.accumulate,
+        )
+        return {**result, "folder": str(folder)}
+
+
+def lock_folder(lock: RunLock, world: World, quiet: bool) -> None:
+    """Lock the run folder on rank 0, with one line where the lock may not tell everything.
+
+    Raises the same UserError on all ranks if another process writes into the folder.
+    """
+    problem = ""
+    if world.is_main:
+        try:
+            line = lock.acquire()
+            if line and not quiet:
+                print_notice(line)
+        except UserError as error:
+            problem = str(error)
+    world.raise_together(problem)
+
+
+def start_process(recipe: Recipe) -> World:
+    """Apply the process-wide options of section speed and join the ranks; returns the World."""
+    speed = recipe.speed
+    if speed.threads:
+        torch.set_num_threads(speed.threads)
+    if speed.deterministic:
+        use_deterministic_kernels()
+    world = World.start()
+    if speed.keep_memory and world.device.type == "cpu":
+        keep_freed_memory()
+    return world
+
+
+def intervals(recipe: Recipe, steps_per_epoch: int, *, continues_a_model: bool) -> Intervals:
+    """Return how often a run logs, saves, evaluates and draws, in steps."""
+    return Intervals(
+        log=recipe.train.log_every,
+        save=recipe.train.save_every or steps_per_epoch,
+        evaluate=due_every(recipe, steps_per_epoch),
+        pictures=recipe.evaluate.pictures_every * steps_per_epoch,
+        evaluate_first=("knn",) if continues_a_model or recipe.evaluate.knn_first else (),
+        max_bad_steps=recipe.train.max_bad_steps,
+    )
+
+
+def start_messages(
+    recipe: Recipe,
+    running: Trainer,
+    data,
+    classes: int | None,
+    folder: Path,
+    start: InitialModel | None,
+    earlier: EarlierRun,
+) -> list[str]:
+    """Return the console lines at the start of a run: what is trained, on what, and from which weights."""
+    subject = f"masking {recipe.masking.name}" if classes is None else f"{classes} classes"
+    world = running.world
+    lines = [
+        f"{'continuing' if earlier.record else 'starting'} {folder}: {recipe.method.name}, {subject}, "
+        f"{recipe.backbone.name}, {len(data)} images, {running.total_steps} steps of {recipe.train.batch_size}, "
+        f"{running.precision} on {world.size} x {world.device.type}"
+    ]
+    lines += [*recipe.notes, *earlier.lines()]
+    skipped = color.skipped_operations(len(running.method.teacher.encoder.mean))
+    if skipped and not earlier.record:
+        lines.append(skipped)
+    if start is not None and start.source is not None:
+        lines += start.summary()
+        if running.freeze_steps:
+            lines.append(
+                f"encoder frozen for the first {running.freeze_steps} of {running.total_steps} steps (head warm-up)"
+            )
+    return lines

@@ -1,0 +1,1 @@
+"""Crops, color and mixing of training images."""

@@ -1,0 +1,41 @@
+"""Benchmark datasets in their published layouts: each module has `matches(folder)` and `read(folder, ...)`."""
+
+from maskwise.data.benchmark_sets import (
+    ade20k,
+    cars,
+    cifar,
+    coco,
+    copydays,
+    cub,
+    davis,
+    flowers,
+    imagenet,
+    imagenet_boxes,
+    in9,
+    inshop,
+    label_maps,
+    products,
+    revisited,
+    voc,
+    wsol,
+)
+
+BENCHMARK_SETS = {
+    "imagenet": imagenet,
+    "in9": in9,
+    "revisited": revisited,
+    "copydays": copydays,
+    "cub": cub,
+    "cars": cars,
+    "products": products,
+    "inshop": inshop,
+    "flowers": flowers,
+    "cifar": cifar,
+    "voc": voc,
+    "coco": coco,
+    "wsol": wsol,
+    "imagenet_boxes": imagenet_boxes,
+    "davis": davis,
+    "ade": ade20k,
+    "label_maps": label_maps,
+}

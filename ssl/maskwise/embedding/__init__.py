@@ -1,0 +1,1 @@
+"""Embeddings of image sets as files, and what is done with them: duplicates, search, pages."""

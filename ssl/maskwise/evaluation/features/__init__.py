@@ -1,0 +1,1 @@
+"""Feature extraction, its cache and its image views."""

@@ -1,0 +1,1 @@
+"""Evaluations of the MAP paper: tokens of a classifier, activations of its layers."""

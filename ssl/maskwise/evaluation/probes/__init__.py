@@ -1,0 +1,1 @@
+"""Parts of the trained probes: batches, linear heads, layer decay and gradient sync."""

@@ -1,0 +1,1 @@
+"""Classifiers and metrics from libraries that protocols score with."""

@@ -1,0 +1,1 @@
+"""Reports over several evaluations: tables, charts and attention sheets."""

@@ -1,0 +1,1 @@
+"""Exported folders: format, library layouts, model card and verification."""

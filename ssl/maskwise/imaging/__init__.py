@@ -1,0 +1,1 @@
+"""Pictures: reading with Pillow, resizing, charts, sheets with attention and masks."""

@@ -1,0 +1,1 @@
+"""Backbones: timm models that return patch tokens."""

@@ -1,0 +1,1 @@
+"""Backbone families: one adapter per timm model class."""

@@ -1,0 +1,1 @@
+"""Multi-token attention pooling (MAP): classifier heads and their parts."""

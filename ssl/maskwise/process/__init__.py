@@ -1,0 +1,1 @@
+"""The process: its standard streams and its memory allocator; nothing heavy is imported."""

@@ -1,0 +1,11 @@
+"""A fault that is planted in a copy of the package."""
+
+from typing import NamedTuple
+
+
+class Mutant(NamedTuple):
+    """A fault: each key of `changes` in `file` is replaced by its value; one of `tests` must fail."""
+
+    file: str
+    changes: dict[str, str]
+    tests: str

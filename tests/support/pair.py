@@ -1,0 +1,46 @@
+"""Start two ranks on this machine without torchrun."""
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+
+def start(*words: object, **environment: str) -> list[subprocess.Popen]:
+    """Start `python WORDS` as ranks 0 and 1 of two, one thread each, with this process's import path.
+
+    environment: further variables by name.
+    """
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    shared = {
+        "PYTHONPATH": os.pathsep.join(sys.path),
+        "OMP_NUM_THREADS": "1",
+        "WORLD_SIZE": "2",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": port,
+    }
+    script = [Path(__file__).with_name("rank.py")] if not str(words[0]).startswith("-") else []
+    command = [sys.executable, *map(str, [*script, *words])]
+    return [
+        subprocess.Popen(
+            command,
+            env={**os.environ, **shared, "RANK": str(rank), "LOCAL_RANK": str(rank), **environment},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+
+
+def end(ranks: list[subprocess.Popen], seconds: float = 300) -> list[tuple[str, str]]:
+    """Wait until both have exited with status 0 -> (stdout, stderr) of each, without gloo's lines in older torch."""
+    outputs = [rank.communicate(timeout=seconds) for rank in ranks]
+    assert [rank.returncode for rank in ranks] == [0, 0], outputs
+    return [
+        ("".join(line for line in out.splitlines(keepends=True) if not line.startswith("[Gloo]")), err)
+        for out, err in outputs
+    ]

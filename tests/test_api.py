@@ -1,0 +1,40 @@
+"""Public functions: images and datasets of every kind that they take, one line for others."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from export.folder.test_folder import build
+from maskwise import api
+from maskwise.errors import UserError
+
+PIXELS = np.random.default_rng(0).integers(0, 256, (40, 50, 3), dtype=np.uint8)
+
+
+def test_look_takes_files_pictures_arrays_and_tensors(tmp_path):
+    encoder, picture = build(), Image.fromarray(PIXELS)
+    picture.save(tmp_path / "photo.png")
+    tensor = torch.from_numpy(PIXELS).permute(2, 0, 1)
+    singles = [str(tmp_path / "photo.png"), tmp_path / "photo.png", picture, PIXELS, tensor]
+    several = [[tmp_path / "photo.png"], [picture], tensor[None]]
+    sheets = {
+        api.look(encoder, images, tmp_path / f"{i}.png").read_bytes() for i, images in enumerate(singles + several)
+    }
+    assert len(sheets) == 1
+    api.look(encoder, [tensor / 255, PIXELS[..., 0]], tmp_path / "mixed.png")
+    assert Image.open(tmp_path / "mixed.png").height > Image.open(tmp_path / "0.png").height
+
+
+def test_look_names_a_file_that_is_missing_or_cannot_be_written(tmp_path):
+    with pytest.raises(UserError, match="nowhere.jpg is not a file"):
+        api.look(build(), tmp_path / "nowhere.jpg", tmp_path / "x.png")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match=r"cannot write .*file/x.png \("):
+        api.look(build(), PIXELS, tmp_path / "file" / "x.png")
+
+
+def test_other_images_are_refused_in_one_line():
+    for images, kind in (([PIXELS], "list"), (torch.utils.data.TensorDataset(torch.zeros(2)), "TensorDataset")):
+        with pytest.raises(UserError, match=f"images are a folder, a list file, or a dataset .* this is a {kind}"):
+            api.evaluate("knn", build(), train=images, test=images)

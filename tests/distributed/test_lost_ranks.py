@@ -11,8 +11,10 @@ from pathlib import Path
 
 import pytest
 
+from maskwise.cli.console import print_error
 from maskwise.distributed import world
 from maskwise.distributed.world import World, report_once, timeout
+from maskwise.engine.signals import stop_at_once
 from maskwise.errors import UserError
 
 LOST = (
@@ -77,11 +79,14 @@ def test_rank_reports_its_error_without_a_reachable_store(ranks, monkeypatch):
     assert report_once("no such folder") == "no such folder"
 
 
-def test_unreachable_store_delays_no_rank(ranks, monkeypatch):
-    class Silent:
-        def add(self, key, amount):
-            threading.Event().wait()
+class Silent:
+    """A store behind a cut cable."""
 
+    def add(self, key, amount):
+        threading.Event().wait()
+
+
+def test_unreachable_store_delays_no_rank(ranks, monkeypatch):
     monkeypatch.setattr(world, "_store", Silent())
     assert report_once("no such folder", wait=0.1) == "rank 1 on host: no such folder"
 
@@ -101,6 +106,27 @@ def test_common_error_of_all_ranks_is_reported_once(ranks, monkeypatch):
     assert report_once("no such folder") is None and report_once("another") == "another"
     monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
     assert report_once("no such folder") == "no such folder"
+
+
+def test_rank_that_counted_itself_first_prints_its_error_even_if_torchrun_ends_it(ranks, monkeypatch, capsys):
+    class Ending:
+        """A store that answers after torchrun has sent its signal."""
+
+        def add(self, key, amount):
+            os.kill(os.getpid(), signal.SIGTERM)
+            return 1
+
+    monkeypatch.setattr(world, "_store", Ending())
+    with stop_at_once():
+        print_error("no such folder")
+    assert capsys.readouterr().err == "maskwise: rank 1 on host: no such folder\n"
+
+
+def test_rank_without_a_store_leaves_the_error_to_the_first_rank_of_its_node(ranks, monkeypatch):
+    monkeypatch.setattr(world, "_store", Silent())
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    assert report_once("no such folder", wait=0.1, ending=lambda: True) is None
+    assert report_once("no such folder", wait=0.1) == "rank 1 on host: no such folder"
 
 
 def start(fault, folder, *, timeout=60):

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 
+from maskwise.engine.signals import StopSignals
 from maskwise.errors import UserError
 from maskwise.process import streams
 
@@ -32,12 +34,12 @@ def print_line(text: str, end: str = "\n") -> None:
 
 def print_error(text: str) -> None:
     """Print one line to standard error, once per job: from the rank that fails first."""
-    if os.environ.get("WORLD_SIZE", "1") not in ("", "1"):
-        from maskwise.distributed.world import report_once
-
-        try:
-            text = report_once(text)
-        except KeyboardInterrupt:  # torchrun ends this rank: another has reported
-            return
-    if text is not None:
+    if os.environ.get("WORLD_SIZE", "1") in ("", "1"):
         streams.print_error(f"maskwise: {text}")
+        return
+    from maskwise.distributed.world import report_once
+
+    with contextlib.suppress(KeyboardInterrupt), StopSignals() as signals:  # the user may press Ctrl-C twice
+        reported = report_once(text, ending=lambda: signals.asked)
+        if reported is not None:
+            streams.print_error(f"maskwise: {reported}")

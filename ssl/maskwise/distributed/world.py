@@ -9,6 +9,7 @@ import socket
 import threading
 import time
 import zlib
+from collections.abc import Callable
 
 import torch
 import torch.distributed as dist
@@ -219,12 +220,13 @@ def timeout() -> float:
     return seconds
 
 
-def report_once(text: str, wait: float = 3.0) -> str | None:
+def report_once(text: str, wait: float = 3.0, ending: Callable[[], bool] = lambda: False) -> str | None:
     """Return the text that this rank should print for an error, None if another rank reports the same.
 
     Rank 0 prints the text itself, others with their rank and host. The ranks use the rendezvous store to deduplicate.
-    Without a store the first rank of each node prints at once, and the others if torchrun has not ended them after
-    `wait` seconds.
+    Without a store the first rank of each node prints at once, and the others unless torchrun ends them within
+    `wait` seconds, which `ending` tells. The signal must not interrupt this function: a rank that has counted itself
+    first and ends without printing would leave the job without its error.
     """
     size, rank = os.environ.get("WORLD_SIZE", "1"), os.environ.get("RANK", "0")
     named = text if rank == "0" else f"rank {rank} on {socket.gethostname()}: {text}"
@@ -249,7 +251,10 @@ def report_once(text: str, wait: float = 3.0) -> str | None:
     if counts:
         return named if counts == [1] else None
     if os.environ.get("LOCAL_RANK", rank) != "0":
-        time.sleep(wait)
+        until = time.monotonic() + wait
+        while not ending() and time.monotonic() < until:
+            time.sleep(0.05)
+        return None if ending() else named
     return named
 
 

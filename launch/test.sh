@@ -5,7 +5,7 @@
 # --all adds the slow tests, and those of a GPU where there is one. With pytest arguments only these tests run.
 # --mutants N [--seed S] plants N faults of tests/mutants.py, one at a time, and prints the seed: the tests must fail.
 # --long runs the long tests alone: all of a long list, or training to a result.
-#   JOBS   test processes of the fast tests (default: the cores)
+#   JOBS   test processes of all tests but the slow ones that start ranks, kill or measure (default: the cores)
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 all=""
 mutants=""
@@ -50,6 +50,11 @@ NO_MKDOCS_2_WARNING=1 "$PYTHON" -m mkdocs build --quiet --strict --site-dir "$si
 
 "$PYTHON" -m pytest -q -n "${JOBS:-$(getconf _NPROCESSORS_ONLN)}" -m "not slow and not long and not gpu"
 if [ -n "$all" ]; then
-    "$PYTHON" -m pytest -q -m "slow and not long and not gpu"
+    slow="slow and not long and not gpu"
+    # ranks, kills, measurements; the planted faults use all cores by themselves
+    alone=(tests/bench tests/distributed tests/doctor tests/engine tests/launch tests/runs)
+    alone+=(tests/repository/test_mutants.py)
+    "$PYTHON" -m pytest -q -n "${JOBS:-$(getconf _NPROCESSORS_ONLN)}" -m "$slow" "${alone[@]/#/--ignore=}"
+    "$PYTHON" -m pytest -q -m "$slow" "${alone[@]}"
     if command -v nvidia-smi >/dev/null 2>&1; then "$PYTHON" -m pytest -q -m gpu; fi
 fi

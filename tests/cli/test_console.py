@@ -173,10 +173,7 @@ def test_a_longer_run_in_the_same_run_folder(train):
     from maskwise.recipe.reading import read_recipe
 
     Path("r0/recipe.yaml").write_text(read_recipe("debug/tiny", "train.epochs=2").resolved_yaml())
-    longer = (
-        "r0 was trained with train.epochs=2. To train longer, start a new run from it: "
-        "--out r1 method.start_from=r0 train.epochs=4"
-    )
+    longer = "r0 was trained with train.epochs=2. To train longer, extend it: maskwise train r0 --epochs 4 --out r1"
     refused(train, longer, "train.epochs=4", out="r0")
     both = "r0 was trained with seed=0, not 1, train.epochs=2, not 4: give the same recipe, or another --out"
     refused(train, both, "train.epochs=4", "seed=1", out="r0")

@@ -76,3 +76,25 @@ def test_constant_within_an_epoch():
 def test_warm_up_longer_than_the_run():
     with pytest.raises(UserError, match="longer than the run"):
         schedules.cosine(0, 10, 1.0, 0.0, warmup=11)
+
+
+def test_trapezoid_against_its_closed_form():
+    """Warm-up, constant, and 1 - sqrt in the last steps; none of it depends on the length before the decay begins."""
+    rate = lambda step, total=100, decay=20: schedules.trapezoid(step, total, 3.0, 0.5, decay, warmup=10)
+    assert [rate(step) for step in (0, 9, 10, 80)] == [0.0, 3.0, 3.0, 3.0]
+    for step in range(80, 101):
+        assert rate(step) == pytest.approx(0.5 + 2.5 * (1 - math.sqrt((step - 80) / 20)), rel=1e-15)
+    assert rate(85) == pytest.approx(1.75) and rate(100) == rate(130) == 0.5
+    assert [rate(step) for step in range(81)] == [rate(step, 300, 60) for step in range(81)]
+    assert [rate(step, decay=0) for step in (10, 99, 100)] == [3.0, 3.0, 3.0]
+    with pytest.raises(UserError, match="longer than the run of 25"):
+        rate(0, 25)
+
+
+def test_weight_decay_and_momentum_of_a_late_decay():
+    momentum = lambda step, total=100: schedules.late_cosine(step, total, 0.996, 1.0, total // 5)
+    assert {momentum(step) for step in range(81)} == {0.996} and momentum(100) == 1.0
+    for step in range(80, 101):
+        assert momentum(step) == pytest.approx(1 - 0.002 * (1 + math.cos(math.pi * (step - 80) / 20)), rel=1e-15)
+    assert [momentum(step) for step in range(81)] == [momentum(step, 300) for step in range(81)]
+    assert [schedules.late_cosine(step, 100, 0.04, 0.4) for step in (0, 100)] == [0.04, 0.04]

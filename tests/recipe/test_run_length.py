@@ -151,3 +151,15 @@ def test_the_resolved_recipe_reads_back(read, tmp_path):
     (tmp_path / "recipe.yaml").write_text(recipe.resolved_yaml())
     again = read_recipe(tmp_path, try_model=False)
     assert again == recipe and again.notes == ()
+
+
+def test_a_decay_needs_its_schedule_and_room_beside_the_warm_up():
+    from maskwise.errors import UserError
+    from maskwise.recipe.reading import read_recipe
+
+    wsd = ("optimizer.schedule=wsd", "train.epochs=10")
+    assert read_recipe("debug/tiny", *wsd, "optimizer.warmup_epochs=8", try_model=False).optimizer.decay_steps(10) == 2
+    with pytest.raises(UserError, match="8.5 epochs and the decay in the last 2 are longer than the run of 10"):
+        read_recipe("debug/tiny", *wsd, "optimizer.warmup_epochs=8.5", try_model=False)
+    with pytest.raises(UserError, match="decay_share: is read with optimizer.schedule=wsd only"):
+        read_recipe("debug/tiny", "optimizer.decay_share=0.1", try_model=False)

@@ -182,8 +182,8 @@ def changed_message(folder: Path, changes: Changes) -> str:
     if changes.keys() == {"train.epochs"} and int(changes["train.epochs"][0]) < int(changes["train.epochs"][1]):
         before, after = changes["train.epochs"]
         return (
-            f"{folder} was trained with train.epochs={before}. To train longer, start a new run from it: "
-            f"--out {next_name(folder)} method.start_from={folder} train.epochs={after}"
+            f"{folder} was trained with train.epochs={before}. To train longer, extend it: "
+            f"maskwise train {folder} --epochs {after} --out {next_name(folder)}"
         )
     values = ", ".join(f"{key}={before}, not {after}" for key, (before, after) in changes.items())
     return f"{folder} was trained with {values}: give the same recipe, or another --out"

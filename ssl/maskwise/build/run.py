@@ -11,6 +11,7 @@ from maskwise.build.baselines import RunBaselines
 from maskwise.build.builders import builder_for
 from maskwise.build.continuing import EarlierRun, earlier_run
 from maskwise.build.evaluations import due_every, evaluations, masking_figure
+from maskwise.build.extension import Extension, extension
 from maskwise.build.inputs import dataset, inputs, labeled_test, own_tests, stream
 from maskwise.build.networks import encoder, initial_model
 from maskwise.build.rank_agreement import check_ranks
@@ -36,20 +37,27 @@ from maskwise.recipe.consistency import fitted
 from maskwise.recipe.recipe import Recipe
 
 
-def train(recipe: Recipe, out, *, quiet: bool = False, accept_changed_data: bool = False) -> dict:
+def train(
+    recipe: Recipe, out, *, quiet: bool = False, accept_changed_data: bool = False, extends: Extension | None = None
+) -> dict:
     """Run a recipe in the folder `out`, or continue the run that is there.
 
-    accept_changed_data: continue on other images than before, with the run's own length of an epoch. Returns
+    accept_changed_data: continue on other images than before, with the run's own length of an epoch. extends: the run
+    that a new one begins from, see `extend`. Returns
     {"status": "complete"|"preempted", "step", "skipped", "folder"}. Raises UserError before anything is written when
     the folder, the images or the recipe cannot be used, or when the folder holds a run of another recipe or images.
     """
     folder = Path(out).expanduser()
     check_free(folder)
     data = dataset(recipe)
-    record = read_run(folder)
+    record, source = read_run(folder), folder
+    begins_from = None if record else extends
+    if begins_from:
+        record, source = begins_from.record, begins_from.run
     epoch_images = record.get("images", len(data))  # the run's own, even if the images have changed
     recipe = fitted(recipe, epoch_images, world_size())
-    earlier = earlier_run(folder, recipe, data, accept_changed_data=accept_changed_data)
+    before = begins_from.earlier if begins_from else partial(earlier_run, recipe=recipe)
+    earlier = before(folder, data=data, accept_changed_data=accept_changed_data)
     check_batch_size(recipe.train.batch_size, len(data), world_size())
     classes = builder_for(recipe).classes(recipe, data)
     test, own = labeled_test(recipe, data), own_tests(recipe)
@@ -57,29 +65,21 @@ def train(recipe: Recipe, out, *, quiet: bool = False, accept_changed_data: bool
     with world.fail_together(), RunLock(folder) as lock:
         check_ranks(recipe, data, test, world)
         precision = record.get("precision") or resolved_precision(recipe, world.device)
-        start = initial_model(recipe, folder, record)
+        start = initial_model(recipe, source, record)
         running = trainer(recipe, world, images=epoch_images, classes=classes, precision=precision, start=start)
         prepare_folder(folder)
         lock_folder(lock, world, quiet)
         complete = (folder / "checkpoints" / f"step_{running.total_steps:08d}").is_dir()
-        if world.is_main and not record:
-            write_run(folder, recipe, world, precision, earlier.images, start)
+        inherited, lines = inherit(begins_from, folder, world)
+        if world.is_main and (begins_from or not record):
+            write_run(folder, recipe, world, precision, earlier.images, start, inherited)
         elif world.is_main and not complete:
             earlier.update(folder, recipe)
         world.barrier()
         about = {**start_record(world), **earlier.about()} if world.is_main else None
         run_log = RunLog(folder, running.total_steps, quiet, main=world.is_main, about=about, lock=lock)
-        checkpoints = Checkpoints(
-            folder,
-            recipe.train.keep,
-            encoder_spec=running.method.teacher.encoder.spec(),
-            world=world,
-            print_line=run_log.print_line,
-            shards=running.shards,
-            meta=checkpoint_record(recipe, classes, data),
-            lock=lock,
-        )
-        lines = start_messages(recipe, running, data, classes, folder, start, earlier)
+        checkpoints = checkpoints_of(folder, recipe, running, run_log, checkpoint_record(recipe, classes, data))
+        lines += start_messages(recipe, running, data, classes, folder, start, earlier)
         lines += learn_whitening(running.method, data, recipe, folder, world)
         for line in [*notes({"data": data, "test": test}), *lines] if world.is_main and not complete else ():
             run_log.print_line(line)
@@ -91,11 +91,54 @@ def train(recipe: Recipe, out, *, quiet: bool = False, accept_changed_data: bool
             run_log,
             checkpoints,
             evaluations(recipe, data, test, world, own, baselines),
-            intervals(recipe, running.steps_per_epoch, continues_a_model=start is not None),
+            intervals(recipe, running, continues_a_model=start is not None),
             pictures=masking_figure if recipe.evaluate.pictures_every else None,
             crops_per_batch=2 * recipe.train.batch_size // world.size // recipe.train.accumulate,
         )
         return {**result, "folder": str(folder)}
+
+
+def checkpoints_of(folder: Path, recipe: Recipe, running: Trainer, run_log: RunLog, meta: dict) -> Checkpoints:
+    """Return the checkpoints of a run; meta: what each of them records."""
+    return Checkpoints(
+        folder,
+        recipe.train.keep,
+        encoder_spec=running.method.teacher.encoder.spec(),
+        world=running.world,
+        print_line=run_log.print_line,
+        shards=running.shards,
+        meta=meta,
+        lock=run_log.lock,
+        keep_also=before_decay(recipe, running.total_steps),
+    )
+
+
+def extend(
+    run, out, *overrides: str, quiet: bool = False, accept_changed_data: bool = False, **length: int | None
+) -> dict:
+    """Train a complete or stopped run for longer in the folder `out`, or continue there; the run stays as it is.
+
+    length: `epochs`, or `steps` for a run that is counted in steps; overrides: `section.key=value`, of the schedule and
+    of what may change between starts. Returns what `train` returns. Raises UserError as `extension` and `train`.
+    """
+    extends = extension(run, out, *overrides, **length)
+    return train(extends.recipe, out, quiet=quiet, accept_changed_data=accept_changed_data, extends=extends)
+
+
+def inherit(extends: Extension | None, folder: Path, world: World) -> tuple[dict, list[str]]:
+    """Copy the checkpoint that an extended run begins from; returns its entries of run.json, and lines to print.
+
+    Rank 0 copies, and a UserError of it is raised on all ranks.
+    """
+    inherited, lines, problem = {}, [], ""
+    if extends and world.is_main:
+        try:
+            inherited, lines = extends.copy_into(folder)
+        except UserError as error:
+            problem = str(error)
+    if extends:
+        world.raise_together(problem)
+    return inherited, lines
 
 
 def lock_folder(lock: RunLock, world: World, quiet: bool) -> None:
@@ -127,8 +170,15 @@ def start_process(recipe: Recipe) -> World:
     return world
 
 
-def intervals(recipe: Recipe, steps_per_epoch: int, *, continues_a_model: bool) -> Intervals:
+def before_decay(recipe: Recipe, total: int) -> int:
+    """Return the step before the decay of schedule wsd, from which the run can be extended; 0 without one."""
+    decay = recipe.optimizer.decay_steps(total)
+    return total - decay if decay else 0
+
+
+def intervals(recipe: Recipe, running: Trainer, *, continues_a_model: bool) -> Intervals:
     """Return how often a run logs, saves, evaluates and draws, in steps."""
+    steps_per_epoch = running.steps_per_epoch
     return Intervals(
         log=recipe.train.log_every,
         save=recipe.train.save_every or steps_per_epoch,
@@ -136,6 +186,7 @@ def intervals(recipe: Recipe, steps_per_epoch: int, *, continues_a_model: bool) 
         pictures=recipe.evaluate.pictures_every * steps_per_epoch,
         evaluate_first=("knn",) if continues_a_model or recipe.evaluate.knn_first else (),
         max_bad_steps=recipe.train.max_bad_steps,
+        save_also=before_decay(recipe, running.total_steps),
     )
 
 

@@ -34,9 +34,18 @@ def read_run(folder: Path) -> dict:
 
 
 def write_run(
-    folder: Path, recipe: Recipe, world: World, precision: str, images: dict, start: InitialModel | None = None
+    folder: Path,
+    recipe: Recipe,
+    world: World,
+    precision: str,
+    images: dict,
+    start: InitialModel | None = None,
+    inherited: dict | None = None,
 ) -> None:
-    """Write recipe.yaml (resolved) and run.json; images: their `contents`. Raises UserError when the disk refuses."""
+    """Write recipe.yaml (resolved) and run.json; images: their `contents`; inherited: entries of an extended run.
+
+    Raises UserError when the disk refuses.
+    """
     record = {
         "precision": precision,
         "recipe": recipe.source,
@@ -49,6 +58,7 @@ def write_run(
     }
     if start:
         record["start"] = start.record()
+    record |= inherited or {}
     for name, text in (("run.json", json.dumps(record, indent=2)), ("recipe.yaml", recipe.resolved_yaml())):
         write_atomic(folder / name, text)
 

@@ -78,30 +78,35 @@ def trainer(
 
 
 def schedules_of(recipe: Recipe, steps_per_epoch: int, total: int) -> Schedules:
-    """Return the learning rate, the weight decay and the teacher's momentum as functions of the step."""
+    """Return the learning rate, the weight decay and the teacher's momentum as functions of the step.
+
+    Raises UserError for a warm-up and a decay that are longer than the run.
+    """
     optimizer, teacher = recipe.optimizer, recipe.teacher
     momentum = teacher.momentum or 0.0
-    return Schedules(
+    if optimizer.schedule == "cosine":
+        rate, other = schedules.cosine, schedules.cosine
+    else:
+        decay = optimizer.decay_steps(total)
+        rate, other = partial(schedules.trapezoid, decay=decay), partial(schedules.late_cosine, decay=decay)
+    made = Schedules(
         lr=partial(
-            schedules.cosine,
+            rate,
             total=total,
             start=optimizer.peak(recipe.train.batch_size),
             end=optimizer.min_lr,
             warmup=min(total, round(optimizer.warmup_epochs * steps_per_epoch)),
             warmup_start=optimizer.warmup_lr,
         ),
-        weight_decay=partial(
-            schedules.cosine, total=total, start=optimizer.weight_decay, end=optimizer.weight_decay_end
-        ),
+        weight_decay=partial(other, total=total, start=optimizer.weight_decay, end=optimizer.weight_decay_end),
         momentum=partial(
-            schedules.cosine,
-            total=total,
-            start=momentum,
-            end=momentum if teacher.momentum_end is None else teacher.momentum_end,
+            other, total=total, start=momentum, end=momentum if teacher.momentum_end is None else teacher.momentum_end
         ),
         steps_per_epoch=steps_per_epoch,
         total_steps=total,
     )
+    made.lr(0)  # a warm-up that does not fit is an error before anything is written
+    return made
 
 
 def shards_of(model, recipe: Recipe, world: World, precision: str):

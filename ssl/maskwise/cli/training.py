@@ -17,7 +17,8 @@ def train_parser() -> Parser:
     """Options of `maskwise train`."""
     parser = Parser(
         "maskwise train",
-        description="Pretrain from a recipe, or from --data alone. The same command continues the run it finds in DIR.",
+        description="Pretrain from a recipe, or from --data alone. The same command continues the run it finds in DIR. "
+        "With --epochs a run that is complete or was stopped is extended in another folder.",
     )
     parser.add_argument(
         "recipe",
@@ -45,6 +46,14 @@ def train_parser() -> Parser:
         action="store_true",
         help="continue a run whose images have changed, with its own length of an epoch",
     )
+    parser.add_argument(
+        "--epochs",
+        metavar="N",
+        type=int,
+        help="with a run folder as RECIPE: extend this run to N epochs in DIR, from its last checkpoint; its own "
+        "folder stays as it is",
+    )
+    parser.add_argument("--steps", metavar="N", type=int, help="the same for a run that is counted in steps")
     parser.add_argument("overrides", metavar="section.key=value", nargs="*", help="changes to the recipe")
     return parser
 
@@ -55,6 +64,8 @@ def train(words: list[str]) -> int:
     from maskwise.engine.signals import StopSignals
 
     with StopSignals(ctrl_c=False):  # SIGTERM may arrive while torch is still being imported
+        if given.epochs is not None or given.steps is not None:
+            return finished(extended(given), given.out)
         from maskwise.recipe.reading import read_recipe
 
         chosen = given.recipe is None
@@ -66,8 +77,21 @@ def train(words: list[str]) -> int:
         from maskwise import build
 
         status = build.train(recipe, out=given.out, accept_changed_data=given.accept_changed_data)
+    return finished(status, given.out)
+
+
+def extended(given: argparse.Namespace) -> dict:
+    """Extend the run that RECIPE names; returns the status of the run."""
+    from maskwise import build
+
+    options = {"epochs": given.epochs, "steps": given.steps, "accept_changed_data": given.accept_changed_data}
+    return build.extend(given.recipe, given.out, *given.overrides, **options)
+
+
+def finished(status: dict, out: str) -> int:
+    """Print that a run is complete; returns the exit status."""
     if status["status"] == "complete":  # otherwise the run log has printed why it ended
-        print_line(f"complete: {status['step']} steps in {given.out}")
+        print_line(f"complete: {status['step']} steps in {out}")
     return 0
 
 
@@ -78,6 +102,12 @@ def train_arguments(words: list[str]) -> argparse.Namespace:
         given.recipe, given.overrides = None, [given.recipe, *given.overrides]
     if given.recipe is None and given.data is None:
         raise UserError("train: give a RECIPE, or --data FOLDER to have one chosen; see `maskwise train --help`")
+    lengths = [f"--{name}" for name in ("epochs", "steps") if getattr(given, name) is not None]
+    if lengths and (given.recipe is None or not os.path.isdir(given.recipe)):
+        raise UserError(
+            f"train: {lengths[0]} extends a run, whose folder is given in the place of RECIPE; the length of a new run "
+            f"is train.{lengths[0][2:]}=N"
+        )
     if given.recipe is not None and given.masked:
         raise UserError("train: --masked chooses a recipe for --data; leave it out with RECIPE")
     if given.recipe is not None and given.out is None:

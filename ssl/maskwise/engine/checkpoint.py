@@ -41,7 +41,8 @@ class Checkpoint:
 class Checkpoints:
     """Manage the folder `checkpoints` of a run: `step_00001200/` directories and the text file `last`.
 
-    folder: the run folder. keep: how many of the newest checkpoints stay (0: all). `meta` and `encoder_spec` go into
+    folder: the run folder. keep: how many of the newest checkpoints stay (0: all), besides that of the step
+    `keep_also`. `meta` and `encoder_spec` go into
     every checkpoint. Only the main rank of `world` writes, the others wait. print_line receives one line when a damaged
     checkpoint is skipped or an old one cannot be removed. Tensors sharded over ranks are written through `shards`, each
     rank its part. lock: that of the run folder; nothing is written after the folder was replaced.
@@ -58,8 +59,10 @@ class Checkpoints:
         print_line: Callable[[str], None] = lambda text: None,
         shards=None,
         lock: RunLock | None = None,
+        keep_also: int = 0,
     ):
         self.folder = Path(folder) / "checkpoints"
+        self.keep_also = keep_also
         self.keep, self.meta, self.encoder_spec = keep, meta or {}, encoder_spec
         self.world, self.print_line, self.shards, self.lock = world, print_line, shards, lock
 
@@ -154,7 +157,7 @@ class Checkpoints:
         """Keep the newest; checkpoints of later steps than the one just written are obsolete."""
         present = directories(self.folder)
         earlier = [path for path in present if _step(path) <= step]
-        old = earlier[self.keep :] if self.keep else []
+        old = [path for path in earlier[self.keep :] if _step(path) != self.keep_also] if self.keep else []
         obsolete = [path for path in present if _step(path) > step] if later else []
         try:
             for path in (*old, *obsolete):  # renamed first: a half-removed checkpoint must not look like one

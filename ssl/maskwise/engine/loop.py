@@ -24,7 +24,7 @@ class Intervals:
     pictures.
 
     evaluate: one number for all evaluations, or one per name. evaluate_first: names evaluated before the first step.
-    max_bad_steps: consecutive non-finite steps after which the run stops.
+    max_bad_steps: consecutive non-finite steps after which the run stops. save_also: a step saved in any case, 0: none.
     """
 
     log: int
@@ -33,6 +33,11 @@ class Intervals:
     pictures: int = 0
     evaluate_first: tuple[str, ...] = ()
     max_bad_steps: int = 100
+    save_also: int = 0
+
+    def saves(self, step: int) -> bool:
+        """Return whether a checkpoint is due at this step."""
+        return due(step, self.save) or step == self.save_also > 0
 
     def evaluation(self, name: str) -> int:
         """Return the steps between two evaluations of that name."""
@@ -83,7 +88,7 @@ def fit(
 
             if logged:
                 log_step(trainer, run_log, alarms, outputs, intervals.max_bad_steps)
-            if last or stop or due(step, intervals.log) or due(step, intervals.save):
+            if last or stop or due(step, intervals.log) or intervals.saves(step):
                 unreadable.check(stream)
             if pictures and (last or due(step, intervals.pictures)):
                 with seed_scope(step), paused(run_log):
@@ -93,7 +98,7 @@ def fit(
             if last or not stop:
                 names = [name for name in evaluations if last or due(step, intervals.evaluation(name))]
                 evaluate(trainer, run_log, alarms, {name: evaluations[name] for name in names})
-            if last or stop or due(step, intervals.save):
+            if last or stop or intervals.saves(step):
                 with paused(run_log):
                     save(trainer, run_log, checkpoints, final=last or stop)
             if stop and not last:

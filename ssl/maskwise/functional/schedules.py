@@ -22,6 +22,33 @@ def cosine(step: int, total: int, start: float, end: float, warmup: int = 0, war
     return end + 0.5 * (start - end) * (1 + math.cos(math.pi * (step - warmup) / (total - warmup)))
 
 
+def trapezoid(
+    step: int, total: int, start: float, end: float, decay: int = 0, warmup: int = 0, warmup_start: float = 0.0
+) -> float:
+    """Return the value at a step: warm-up as in `cosine`, then start, and end - start times 1 - sqrt in the last steps.
+
+    decay: number of last steps, 0 for none; start holds up to step total - decay, included, and end is reached at
+    `total` (warmup-stable-decay, Hu et al. 2024; the shape of Hägele et al. 2024). Raises UserError if warm-up and
+    decay are longer than the run.
+    """
+    if warmup + decay > total:
+        raise UserError(
+            f"a warm-up of {warmup} steps and a decay of {decay} are longer than the run of {total}: shorten one of "
+            "them, or train longer"
+        )
+    if step < warmup:
+        return warmup_start + (start - warmup_start) * step / max(1, warmup - 1)
+    if step <= total - decay or not decay:
+        return start
+    return start + (end - start) * math.sqrt(min(1.0, (step - total + decay) / decay))
+
+
+def late_cosine(step: int, total: int, start: float, end: float, decay: int = 0) -> float:
+    """Return the value at a step: start, and in the last `decay` steps half a cosine to end, reached at `total`."""
+    first = total - decay
+    return start if step <= first or not decay else cosine(step - first, decay, start, end)
+
+
 def temperature(epoch: int, warm: float, final: float, warm_epochs: int, hold: int = 0) -> float:
     """Return the teacher temperature of an epoch: `hold` epochs at warm, a linear ramp over warm_epochs, then final.
 

@@ -12,6 +12,7 @@ from maskwise.imaging.resize import pair
 from maskwise.recipe import run_length
 from maskwise.recipe.recipe import Recipe
 from maskwise.recipe.schema import learns_labels, named
+from maskwise.recipe.sections import DECAY_SHARE
 
 Conflict = tuple[str, str]  # all keys that it depends on, separated by blanks, the worst first; and the text
 SIZES = {"crops.global_size", "crops.local_size", "crops.local_number", "augment.size"}
@@ -20,7 +21,8 @@ REFUSALS = (UserError, KeyError)  # of a model that cannot be built; timm looks 
 
 def conflicts(values: Mapping[str, Any], doubtful: Collection[str] = ()) -> list[Conflict]:
     """Return the conflicts between the resolved values of a recipe, of which some keys may be doubtful."""
-    checks = [holdout_conflicts, start_conflicts, rate_conflicts, range_conflicts, channel_conflicts, patch_conflicts]
+    checks = [holdout_conflicts, start_conflicts, rate_conflicts, decay_conflicts, range_conflicts, channel_conflicts]
+    checks.append(patch_conflicts)
     if "method.name" not in doubtful:
         checks += [label_conflicts] if learns_labels(values["method.name"]) else [teacher_conflicts, masking_conflicts]
     return [conflict for check in checks for conflict in check(values)]
@@ -64,6 +66,24 @@ def rate_conflicts(values) -> list[Conflict]:
             text = f"{values[key]:g} is above the peak learning rate {peak:g} ({rule}); lower it"
             problems.append((f"{key} optimizer.lr train.batch_size optimizer.lr_per", text))
     return problems
+
+
+def decay_conflicts(values) -> list[Conflict]:
+    """Return a decay that nothing reads, or that leaves no room for the warm-up."""
+    share, schedule = values["optimizer.decay_share"], values["optimizer.schedule"]
+    if schedule != "wsd":
+        text = "is read with optimizer.schedule=wsd only; leave it out"
+        return [("optimizer.decay_share optimizer.schedule", text)] if share is not None else []
+    share = DECAY_SHARE if share is None else share
+    warmup, epochs = values["optimizer.warmup_epochs"], values["train.epochs"]
+    if values["train.steps"] is None and warmup > (1 - share) * epochs:
+        keys = "optimizer.warmup_epochs optimizer.decay_share optimizer.schedule train.epochs train.steps"
+        text = (
+            f"a warm-up of {warmup:g} epochs and the decay in the last {share * epochs:g} are longer than the run of "
+            f"{epochs}; shorten one of them, or train longer"
+        )
+        return [(keys, text)]
+    return []
 
 
 def range_conflicts(values) -> list[Conflict]:

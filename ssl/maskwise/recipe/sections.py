@@ -9,6 +9,8 @@ from typing import Annotated, Any, ClassVar, Literal, Optional, Union
 from maskwise.bounds import Above, Count, Fraction, NonNegative, NonNegativeInt, Positive, Probability, Rate
 from maskwise.data.options import CropOptions, SupervisedCropOptions
 
+DECAY_SHARE = 0.2  # of the run, by default, in which schedule wsd decays (Hägele et al. 2024, sec. 4)
+
 
 class Section:
     """A section whose keys are its own fields."""
@@ -178,8 +180,10 @@ class Teacher(Section):
 class Optimizer(NamedSection):
     """An entry of OPTIMIZERS, its arguments and schedules.
 
-    lr: per lr_per images of the global batch (null: absolute); min_lr and warmup_lr are not scaled; clip: null or 0 is
-    off; freeze_last_layer: in epochs.
+    lr: per lr_per images of the global batch (null: absolute); min_lr and warmup_lr are not scaled; schedule: cosine
+    over the run, constant after the warm-up, or wsd, which is constant and decays in the last decay_share of the run
+    (null: DECAY_SHARE); weight decay and the teacher's momentum follow it; clip: null or 0 is off; freeze_last_layer:
+    in epochs.
     """
 
     set_by_build = frozenset({"params", "lr", "weight_decay", "shard_sum"})
@@ -190,6 +194,8 @@ class Optimizer(NamedSection):
     min_lr: NonNegative = 1e-6
     warmup_epochs: NonNegative = 10.0
     warmup_lr: NonNegative = 0.0
+    schedule: Literal["cosine", "constant", "wsd"] = "cosine"
+    decay_share: Optional[Fraction] = None
     weight_decay: NonNegative = 0.04
     weight_decay_end: NonNegative = 0.4
     clip: Optional[NonNegative] = 3.0
@@ -199,6 +205,11 @@ class Optimizer(NamedSection):
     def peak(self, batch_size: int) -> float:
         """Return the highest learning rate of the schedule."""
         return self.lr * (1 if self.lr_per is None else batch_size / self.lr_per)
+
+    def decay_steps(self, total: int) -> int:
+        """Return the number of last steps, of `total`, in which schedule wsd decays; 0 for the others."""
+        share = DECAY_SHARE if self.decay_share is None else self.decay_share
+        return max(1, round(share * total)) if self.schedule == "wsd" else 0
 
 
 @dataclass(frozen=True)

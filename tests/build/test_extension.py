@@ -83,7 +83,8 @@ def test_a_complete_wsd_run_goes_on_from_before_its_decay_and_equals_the_longer_
         "step_00000015",
     ]
     train("long", "train.epochs=10", *WSD)
-    before, capfd = contents("short"), (capfd.readouterr(), capfd)[1]
+    before = contents("short")
+    capfd.readouterr()
     assert cli.main(["train", "short", "--epochs", "10", "--out", "longer"]) == 0
     out, err = capfd.readouterr()
     assert out == "complete: 30 steps in longer\n"

@@ -154,8 +154,6 @@ def test_the_resolved_recipe_reads_back(read, tmp_path):
 
 
 def test_a_decay_needs_its_schedule_and_room_beside_the_warm_up():
-    from maskwise.errors import UserError
-    from maskwise.recipe.reading import read_recipe
 
     wsd = ("optimizer.schedule=wsd", "train.epochs=10")
     assert read_recipe("debug/tiny", *wsd, "optimizer.warmup_epochs=8", try_model=False).optimizer.decay_steps(10) == 2

@@ -9,7 +9,7 @@ import signal
 import sys
 
 from maskwise import __version__
-from maskwise.cli import embedding, evaluating, exporting, inspecting, running, training
+from maskwise.cli import embedding, evaluating, exporting, inspecting, replaying, running, training
 from maskwise.cli.console import print_error, print_line
 from maskwise.cli.verb import Verb
 from maskwise.engine.atomic_file import REMEDIES
@@ -88,6 +88,11 @@ VERBS: dict[str, Verb] = {
     ),
     "report": Verb(
         "print and draw what a run has learned, against its baselines", evaluating.report_parser, evaluating.report
+    ),
+    "replay": Verb(
+        "rebuild the batch of any step of a run, draw it, and print the loss of each sample",
+        replaying.replay_parser,
+        replaying.replay,
     ),
     "runs": Verb("list the runs below a folder, or compare two", running.runs_parser, running.runs),
     "bench": Verb(

@@ -42,12 +42,16 @@ class Centers(nn.Module):
         shifts = [total / self._count - center for total, center in zip(self._sums, (self.cls, self.patch))]
         return torch.stack([torch.linalg.vector_norm(shift) for shift in shifts]).norm()
 
+    def discard(self) -> None:
+        """Drop the accumulated means."""
+        self._step, self._count, self._sums = None, 0, []
+
     def update(self, ok: Tensor | None = None) -> None:
         """Move the centers towards the accumulated means where the 0-dim bool `ok` holds, without a host sync."""
         for center, total in zip((self.cls, self.patch), self._sums):
             moved = targets.update_center(center, (total / self._count).to(center.dtype), self.momentum)
             center.copy_(moved if ok is None else torch.where(ok, moved, center))
-        self._step, self._count, self._sums = None, 0, []
+        self.discard()
 
 
 def use_state_names(method: nn.Module) -> None:

@@ -39,6 +39,7 @@ RUN = {
     "search",
     "dupes",
     "runs",
+    "replay",
     "evaluate knn",
     "evaluate few_shot",
 }

@@ -28,13 +28,14 @@ def answer_of(made, batch, **options):
 def test_without_its_pixels_it_is_dino():
     mst, dino = method("mst", low(), pixel_weight=0.0, drop_path=0.1), method("dino", low(), drop_path=0.1)
     mine, plain = (answer_of(built, crops()) for built in (mst, dino))
-    assert mine["loss"].item() == plain["loss"].item() == mine["cls"].item()
+    # to rounding: DINO computes its last block for class tokens alone
+    assert mine["loss"].item() == mine["cls"].item() == pytest.approx(plain["loss"].item(), rel=1e-13)
     assert mine["mask_share"].item() == 0.25
     for answer in (mine, plain):
         answer["loss"].backward()
     for (name, one), (other, two) in zip(mst.student.named_parameters(), dino.student.named_parameters()):
         assert name == other
-        torch.testing.assert_close(one.grad, two.grad, rtol=0, atol=0)
+        torch.testing.assert_close(one.grad, two.grad, rtol=1e-11, atol=1e-13)
 
 
 @pytest.mark.parametrize("kind, closed", [("l1", lambda x: x.abs().mean()), ("l2", lambda x: x.square().mean())])

@@ -15,11 +15,29 @@ GENERIC = "tests/nn/backbones/test_generic.py"
 RANKS = "tests/build/test_rank_agreement.py"
 
 STEM = "tests/nn/backbones/families/test_conv_stem.py"
+ROWS = "tests/nn/backbones/test_class_rows.py"
 
 FAULTS = {
     # stems
     "stem without padding": Mutant(
         "nn/backbones/families/conv_stem.py", {"0 if kernel == stride else kernel // 2": "0"}, f"{STEM} -k timms_own"
+    ),
+    # the class token alone after the last block
+    "drop path of all tokens for a few": Mutant(
+        "nn/backbones/transformer_blocks.py",
+        {"first_rows(factor, used, shapes)": "factor[: len(first_rows(x, used, shapes))]"},
+        ROWS,
+    ),
+    "rotation of the last tokens for the first": Mutant(
+        "nn/backbones/families/eva.py", {"rope[..., : rows[0], :]": "rope[..., -rows[0] :, :]"}, ROWS
+    ),
+    "patches of local crops computed": Mutant(
+        "methods/student_teacher.py",
+        {"patches=(reads_patches, False)": "patches=None", "drop_key=local_keys, patches=False": "drop_key=local_keys"},
+        ROWS,
+    ),
+    "dropout drawn for the class token alone": Mutant(
+        "nn/backbones/transformer.py", {" or (self.training and has_dropout(self.blocks[-1]))": ""}, ROWS
     ),
     "masked tokens left as they are": Mutant(
         "nn/backbones/transformer.py", {"x = torch.where(mask.unsqueeze(-1), token, x)": "x = x"}, f"{STEM} -k masked"

@@ -123,7 +123,7 @@ class ScriptedEncoder(nn.Module):
     def supports_packing(self, images):
         return False
 
-    def forward(self, images, mask=None, *, attention=True, drop_key=None):
+    def forward(self, images, mask=None, *, attention=True, drop_key=None, patches=True):
         rows = images[:, 0, 0, 0].long()
         vectors, patches = (
             (self.teacher, self.teacher_patches) if drop_key is None else (self.student, self.student_patches)

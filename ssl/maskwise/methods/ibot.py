@@ -29,6 +29,8 @@ class IBOT(StudentTeacher):
     """
 
     has_patch_loss = True
+    student_reads_patches = True
+    teacher_reads_patches = True
 
     def __init__(
         self,

@@ -28,6 +28,8 @@ class MST(DINO):
     Only the student has a decoder, and no export contains it; its initial weights follow from `seed`.
     """
 
+    student_reads_patches = True
+
     def __init__(
         self,
         encoder,

@@ -53,7 +53,7 @@ class TeacherOutput(NamedTuple):
 class StudentOutput(NamedTuple):
     """Student outputs for one (micro-)batch."""
 
-    patches: Tensor  # [G * B, N, D], of the masked global crops
+    patches: Tensor  # [G * B, N, D], of the masked global crops; perhaps [G * B, 0, D] if the method reads none
     grid: tuple[int, int]
     pooled: Tensor  # [S * B, D], of all crops
 
@@ -63,11 +63,15 @@ class StudentTeacher(Method):
 
     The teacher is a copy of the student without mask token, drop path or gradients; it stays in train mode, so that a
     batch norm uses the batch. `forward` of the subclasses changes no buffer: centers wait for `update_teacher`.
+    `student_reads_patches` and `teacher_reads_patches` say whether the losses read patch tokens of the global crops; no
+    loss reads those of local crops, so that the last block computes what a pooling needs (`Encoder.forward`).
     `all_sum` sums a tensor over `world_size` ranks. Raises UserError if masking, pooling and backbone do not fit.
     """
 
     shares_targets = True
     has_statistics = True
+    student_reads_patches = False
+    teacher_reads_patches = False
 
     # 13 parameters: public keywords of DINO and IBOT, each a recipe key or supplied by the builder
     def __init__(
@@ -138,7 +142,9 @@ class StudentTeacher(Method):
     @torch.no_grad()
     def teacher_features(self, global_crops: Tensor):
         """Return the teacher's features of the unmasked global crops, with attention if the masking needs it."""
-        return self.teacher.encoder(global_crops, attention=self.masking.needs_attention)
+        return self.teacher.encoder(
+            global_crops, attention=self.masking.needs_attention, patches=self.teacher_reads_patches
+        )
 
     def sample_masks(
         self, features, views: Views, step: int, sample_ids: Tensor, *, started: bool = True
@@ -209,18 +215,20 @@ class StudentTeacher(Method):
     ) -> StudentOutput:
         """Return the student's outputs for the masked global crops and all local crops."""
         views = self.split_views(global_crops, local_crops, sample_ids)
-        encoder, device = self.student.encoder, global_crops.device
+        encoder, device, reads_patches = self.student.encoder, global_crops.device, self.student_reads_patches
         mask = masks.mask if encoder.backbone.has_mask_token else None
         keys = self.drop_path_keys(step, sample_ids, range(views.global_), device)
         if not views.local:
-            features = encoder(global_crops, mask, attention=False, drop_key=keys)
+            features = encoder(global_crops, mask, attention=False, drop_key=keys, patches=reads_patches)
             return StudentOutput(features.patches, features.grid, features.pooled)
         local_keys = self.drop_path_keys(step, sample_ids, range(views.global_, views.global_ + views.local), device)
         if encoder.supports_packing(global_crops):
-            features, local = encoder.forward_packed([(global_crops, mask, keys), (local_crops, None, local_keys)])
+            features, local = encoder.forward_packed(
+                [(global_crops, mask, keys), (local_crops, None, local_keys)], patches=(reads_patches, False)
+            )
         else:
-            features = encoder(global_crops, mask, attention=False, drop_key=keys)
-            local = encoder(local_crops, attention=False, drop_key=local_keys)
+            features = encoder(global_crops, mask, attention=False, drop_key=keys, patches=reads_patches)
+            local = encoder(local_crops, attention=False, drop_key=local_keys, patches=False)
         return StudentOutput(features.patches, features.grid, torch.cat([features.pooled, local.pooled]))
 
     def drop_path_keys(self, step: int, sample_ids: Tensor, views: range, device) -> Tensor:

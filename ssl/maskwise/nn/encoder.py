@@ -61,15 +61,25 @@ class Encoder(nn.Module):
         keys: bool = False,
         layers: tuple[int, ...] = (),
         drop_key: Tensor | None = None,
+        patches: bool = True,
     ) -> Features:
         """Normalized float images [B, C, H, W], bool mask [B, N] (True = masked) -> Features.
 
-        `attention` False skips attention that only masking and visualization need; see BackboneBase.forward for the
-        other arguments. Raises UserError for other inputs, which `transform` makes from images.
+        `attention` False skips attention that only masking and visualization need; `patches` False says that the
+        caller does not read `patches`, which then may be [B, 0, D]; see BackboneBase.forward for the other arguments.
+        Raises UserError for other inputs, which `transform` makes from images.
         """
         self.check_inputs(images, mask, layers)
         cls_attention = attention and "cls_attention" in self.pooling.needs
-        tokens = self.backbone(images, mask, attention=cls_attention, keys=keys, layers=layers, drop_key=drop_key)
+        tokens = self.backbone(
+            images,
+            mask,
+            attention=cls_attention,
+            keys=keys,
+            layers=layers,
+            drop_key=drop_key,
+            patches=patches or self._pooling_reads_patches,
+        )
         return self._features(tokens, attention)
 
     def check_inputs(self, images: Tensor, mask: Tensor | None, layers: tuple[int, ...]) -> None:
@@ -94,9 +104,20 @@ class Encoder(nn.Module):
         """Return whether `forward_packed` is faster for several sizes of images like these."""
         return self.backbone.supports_packing(images)
 
-    def forward_packed(self, batches: list[tuple[Tensor, Tensor | None, Tensor | None]]) -> list[Features]:
-        """Run batches of different image sizes, (images, mask, drop key) each, in one call; no attention."""
-        return [self._features(tokens, False) for tokens in self.backbone.forward_packed(batches)]
+    def forward_packed(
+        self, batches: list[tuple[Tensor, Tensor | None, Tensor | None]], patches: tuple[bool, ...] | None = None
+    ) -> list[Features]:
+        """Run batches of different image sizes, (images, mask, drop key) each, in one call; no attention.
+
+        `patches` says for each batch whether the caller reads its patches (None: it reads all).
+        """
+        if self._pooling_reads_patches:
+            patches = None
+        return [self._features(tokens, False) for tokens in self.backbone.forward_packed(batches, patches)]
+
+    @property
+    def _pooling_reads_patches(self) -> bool:
+        return getattr(self.pooling, "reads_patches", True)  # a pooling from elsewhere may not say
 
     def _features(self, tokens: Tokens, attention: bool) -> Features:
         if self.norm_order == "before":

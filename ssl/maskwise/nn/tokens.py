@@ -11,10 +11,11 @@ from torch import Tensor
 class Tokens:
     """Output of a backbone, before the final norm.
 
-    patches [B, N, D], row-major over grid (h, w); prefix [B, P, D], the class token first if there is one, then
-    registers; cls_attention [B, H, N], the class token's softmax row of the last block, patch columns only (its sum is
-    below 1); keys [B, N, D] of the last block, heads concatenated; stages, one [B, P + N, D] per requested block, or
-    for feature maps one [B, C_s, H_s, W_s] per requested stage.
+    patches [B, N, D], row-major over grid (h, w), or [B, 0, D] where the call said that nothing reads them; prefix
+    [B, P, D], the class token first if there is one, then registers; cls_attention [B, H, N], the class token's softmax
+    row of the last block, patch columns only (its sum is below 1); keys [B, N, D] of the last block, heads
+    concatenated; stages, one [B, P + N, D] per requested block, or for feature maps one [B, C_s, H_s, W_s] per
+    requested stage.
     """
 
     patches: Tensor
@@ -41,10 +42,10 @@ class Pooled:
 class Features:
     """Output of an encoder.
 
-    pooled [B, D]; patches [B, N, D] after the final norm; attention [B, H, N] of the pooling, neither averaged nor
-    renormalized, or None; grid (h, w); keys [B, N, D] and layers (one [B, P + N, D] each, after the final norm; of
-    feature maps one raw [B, C_s, H_s, W_s] each) if requested; vectors [B, k, D] of a pooling with reduce=max_logit,
-    or None.
+    pooled [B, D]; patches [B, N, D] after the final norm, or [B, 0, D] (see Tokens); attention [B, H, N] of the
+    pooling, neither averaged nor renormalized, or None; grid (h, w); keys [B, N, D] and layers (one [B, P + N, D] each,
+    after the final norm; of feature maps one raw [B, C_s, H_s, W_s] each) if requested; vectors [B, k, D] of a pooling
+    with reduce=max_logit, or None.
     """
 
     pooled: Tensor

@@ -151,12 +151,15 @@ class BackboneBase(nn.Module, ABC):
         keys: bool = False,
         layers: tuple[int, ...] = (),
         drop_key: Tensor | None = None,
+        patches: bool = True,
     ) -> Tokens:
         """Float images [B, C, H, W], bool mask [B, N] (True = masked) -> Tokens.
 
         `attention` adds the class token's attention row of the last block, `keys` that block's keys (transformers
         only), `layers` the outputs of these blocks, or of the stages of feature maps with 0 the stem (negative from
-        the end). `drop_key` int64 [B] keys each sample's drop path. Raises UserError for an unsupported image size.
+        the end). `drop_key` int64 [B] keys each sample's drop path. With `patches` False only the class token is used:
+        a transformer that has one computes its last block for it alone, and returns patches [B, 0, D] and prefix
+        [B, 1, D]. Raises UserError for an unsupported image size.
         """
 
 

@@ -87,10 +87,11 @@ class FeatureMapBackbone(BackboneBase):
         keys: bool = False,
         layers: tuple[int, ...] = (),
         drop_key: Tensor | None = None,
+        patches: bool = True,
     ) -> Tokens:
         """Float images [B, C, H, W], bool mask [B, N] over the last map (True = masked) -> Tokens.
 
-        See BackboneBase.forward; `attention` and `keys` have no effect.
+        See BackboneBase.forward; `attention`, `keys` and `patches` have no effect.
         """
         size = tuple(images.shape[-2:])
         self.check_size(size)

@@ -175,10 +175,12 @@ class GenericBackbone(BackboneBase):
         keys: bool = False,
         layers: tuple[int, ...] = (),
         drop_key: Tensor | None = None,
+        patches: bool = True,
     ) -> Tokens:
         """Float images [B, C, H, W] -> Tokens; each of `layers` is the last map [B, C, h, w].
 
-        See BackboneBase.forward; `attention`, `keys` and `drop_key` have no effect. Raises UserError for a mask.
+        See BackboneBase.forward; `attention`, `keys`, `drop_key` and `patches` have no effect. Raises UserError for a
+        mask.
         """
         if mask is not None:
             raise no_mask_error(self.name)

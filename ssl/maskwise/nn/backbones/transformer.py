@@ -13,6 +13,7 @@ from maskwise.nn.backbones.base import BackboneBase, BackboneOptions, size_text
 from maskwise.nn.backbones.families.conv_stem import embed_patches, total_patch
 from maskwise.nn.backbones.pretrained import load_transformer
 from maskwise.nn.backbones.transformer_blocks import BlockOutputs, run_blocks, run_blocks_compiled
+from maskwise.nn.backbones.varlen_attention import Rows
 from maskwise.nn.tokens import Tokens
 
 
@@ -72,13 +73,15 @@ class TransformerBackbone(BackboneBase):
         keys: bool = False,
         layers: tuple[int, ...] = (),
         drop_key: Tensor | None = None,
+        patches: bool = True,
     ) -> Tokens:
         """Float images [B, C, H, W], bool mask [B, N] (True = masked) -> Tokens; see BackboneBase.forward."""
         x, grid = self._tokens(images, mask)
         factors = self.drop_path(x.shape[0], x, drop_key)
         stages = frozenset(layer % self.depth for layer in layers)
+        rows = None if patches or self.depth - 1 in stages else self._class_rows((x.shape[1],), (False,))
         out = self._run_blocks(
-            x, grid, factors, cls_attention=attention and self.has_class_token, keys=keys, stages=stages
+            x, grid, factors, cls_attention=attention and self.has_class_token, keys=keys, stages=stages, rows=rows
         )
         return Tokens(
             out.x[:, self.num_prefix :],
@@ -112,8 +115,13 @@ class TransformerBackbone(BackboneBase):
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else images.dtype
         return self.family.supports_packing and varlen_attention.is_supported(images.device, dtype)
 
-    def forward_packed(self, batches: list[tuple[Tensor, Tensor | None, Tensor | None]]) -> list[Tokens]:
-        """Run batches of different image sizes, (images, mask, drop key) each, as one packed batch."""
+    def forward_packed(
+        self, batches: list[tuple[Tensor, Tensor | None, Tensor | None]], patches: tuple[bool, ...] | None = None
+    ) -> list[Tokens]:
+        """Run batches of different image sizes, (images, mask, drop key) each, as one packed batch.
+
+        `patches` says for each batch whether its patches are used (None: all are), as in `forward`.
+        """
         inputs = [self._tokens(images, mask) for images, mask, _ in batches]
         shapes = tuple(x.shape[:2] for x, _ in inputs)
         factors = [self.drop_path(len(x), x, key) for (x, _), (_, _, key) in zip(inputs, batches)]
@@ -124,10 +132,12 @@ class TransformerBackbone(BackboneBase):
                 [part.expand(-1, -1, -1, shape[1], -1).flatten(2, 3) for part, shape in zip(factors, shapes)], dim=2
             )
         packed = torch.cat([x.flatten(0, 1) for x, _ in inputs])
-        packed = self._run_blocks(packed, inputs[0][1], packed_factors, shapes=shapes).x
-        batches_out = packed.split([batch * length for batch, length in shapes])
+        rows = None if patches is None else self._class_rows(tuple(length for _, length in shapes), patches)
+        packed = self._run_blocks(packed, inputs[0][1], packed_factors, shapes=shapes, rows=rows).x
+        shapes_out = shapes if rows is None else varlen_attention.shapes_of_rows(shapes, rows)
+        batches_out = packed.split([batch * length for batch, length in shapes_out])
         tokens = []
-        for x, shape, (_, grid) in zip(batches_out, shapes, inputs):
+        for x, shape, (_, grid) in zip(batches_out, shapes_out, inputs):
             x = x.unflatten(0, shape)
             tokens.append(Tokens(x[:, self.num_prefix :], x[:, : self.num_prefix], grid))
         return tokens
@@ -139,15 +149,22 @@ class TransformerBackbone(BackboneBase):
         grid = self.grid_for(size)
         return self.norm_pre(self.token_drop(self._embed(images, mask, grid))), grid
 
+    def _class_rows(self, lengths: Rows, patches: tuple[bool, ...]) -> Rows | None:
+        """Return how many leading tokens of each sequence are used after the last block; None for all."""
+        # dropout draws one number per entry: fewer tokens would be other draws
+        if all(patches) or not self.has_class_token or (self.training and has_dropout(self.blocks[-1])):
+            return None
+        return tuple(length if used else 1 for length, used in zip(lengths, patches))
+
     def _run_blocks(
-        self, x, grid, factors, *, shapes=None, cls_attention=False, keys=False, stages=frozenset()
+        self, x, grid, factors, *, shapes=None, cls_attention=False, keys=False, stages=frozenset(), rows=None
     ) -> BlockOutputs:
         # evaluation has batches of many sizes: only training is worth compiling
         run = run_blocks_compiled if self.compiled and self.training else run_blocks
         rope = self.family.rope(self.rope, self._rope_cache, grid, self.num_prefix)
         # recomputation would draw other dropout
         checkpointing = "none" if self.token_drop.p else self.checkpointing
-        return run(self.family, self.blocks, x, rope, factors, shapes, cls_attention, keys, stages, checkpointing)
+        return run(self.family, self.blocks, x, rope, factors, shapes, cls_attention, keys, stages, checkpointing, rows)
 
     def _embed(self, images: Tensor, mask: Tensor | None, grid: tuple[int, int]) -> Tensor:
         x = embed_patches(self.patch_embed, images)
@@ -167,6 +184,11 @@ class TransformerBackbone(BackboneBase):
             return x
         front = torch.cat(prefix, dim=1)
         return torch.cat([front + prefix_table if self.table_prefix else front, x], dim=1)
+
+
+def has_dropout(block: nn.Module) -> bool:
+    """Return whether a block draws dropout in training."""
+    return any(isinstance(layer, nn.Dropout) and layer.p > 0 for layer in block.modules())
 
 
 def set_token_dropout_(backbone: nn.Module, rate: float) -> None:

@@ -11,14 +11,14 @@ from torch import Tensor, nn
 from maskwise.functional import attention
 from maskwise.nn.backbones.checkpointing import recompute
 from maskwise.nn.backbones.families.base import TransformerFamily, call_block
-from maskwise.nn.backbones.varlen_attention import Shapes
+from maskwise.nn.backbones.varlen_attention import Rows, Shapes, first_rows
 
 
 class BlockOutputs(NamedTuple):
     """Outputs of the blocks.
 
-    x: tokens, shaped as they came; cls_attention [B, H, T] and keys [B, T, D] of the last block, if requested;
-    stages: outputs of the requested blocks, by index.
+    x: tokens, shaped as they came, or the first rows of each sequence; cls_attention [B, H, T] and keys [B, T, D] of
+    the last block, if requested; stages: outputs of the requested blocks, by index.
     """
 
     x: Tensor
@@ -38,13 +38,15 @@ def run_blocks(
     keys: bool,
     stages: frozenset[int],
     checkpointing: str,
+    rows: Rows | None = None,
 ) -> BlockOutputs:
     """Run the blocks of a family on tokens [B, T, D], or with `shapes` on those batches packed to [tokens, D].
 
     `rope` is the family's table; `factors` [depth, 2, B or tokens, ...] scale the residual branches (drop path).
     `checkpointing` sets what the backward pass recomputes: "none", the "elementwise" operations (norms and
     activations, in families that support it) or whole "blocks" (a third more work). `cls_attention`, `keys` and
-    `stages` (indices of blocks) request outputs of a single batch.
+    `stages` (indices of blocks) request outputs of a single batch. `rows` are the leading tokens of each sequence whose
+    output is used, one number per batch: the last block computes queries, projection and MLP for these only.
     """
     cls_row = last_keys = None
     outputs: dict[int, Tensor] = {}
@@ -53,7 +55,13 @@ def run_blocks(
 
     def run_block(i: int, x: Tensor):
         block, scale = blocks[i], None if factors is None else factors[i]
-        residual, q, k, k_unrotated = family.attention_branch(block, x, rope, i, recompute=elementwise, shapes=shapes)
+        used = rows if i == len(blocks) - 1 else None
+        residual, q, k, k_unrotated = family.attention_branch(
+            block, x, rope, i, recompute=elementwise, shapes=shapes, rows=used
+        )
+        if shapes is not None and scale is not None:  # factors of a packed batch are one per token
+            scale = [first_rows(factor, used, shapes) for factor in scale]
+        x = first_rows(x, used, shapes)
         x = x + (residual if scale is None else residual * scale[0])
         residual = family.mlp_branch(block, x, recompute=elementwise)
         return x + (residual if scale is None else residual * scale[1]), q, k, k_unrotated

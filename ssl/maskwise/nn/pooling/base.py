@@ -23,11 +23,13 @@ class Pooling(nn.Module, ABC):
     """Pool Tokens, [B, N, D] or [B, D, H, W] into one vector per image.
 
     A subclass takes the width D as its first argument, stores every other argument as an attribute of the same name
-    and implements `pool`. Class attributes: `needs`, the optional fields of Tokens that it reads; `gives_attention`,
-    whether it returns an attention map that a masking can follow.
+    and implements `pool`. Class attributes: `needs`, the optional fields of Tokens that it reads; `reads_patches`,
+    False if the class token is all it reads of the tokens; `gives_attention`, whether it returns an attention map that
+    a masking can follow.
     """
 
     needs: frozenset[str] = frozenset()
+    reads_patches = True
     k = 1  # vectors per image
     gives_attention = False
 

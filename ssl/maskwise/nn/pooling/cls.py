@@ -17,6 +17,7 @@ class CLS(Pooling):
     """
 
     needs = frozenset({"cls_attention"})
+    reads_patches = False
     gives_attention = True
 
     def forward(self, tokens: Tokens | Tensor) -> Pooled:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Mapping
 from timm.layers import PatchEmbed
 from torch import Tensor, nn
 
-from maskwise.nn.backbones.varlen_attention import Shapes
+from maskwise.nn.backbones.varlen_attention import Rows, Shapes
 
 
 class Family(ABC):
@@ -96,11 +96,13 @@ class TransformerFamily(Family):
         *,
         recompute: bool = False,
         shapes: Shapes | None = None,
+        rows: Rows | None = None,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Compute the attention residual of block `index`, before drop path.
 
         x is [B, T, D], or [tokens, D] with `shapes`. Returns the residual, shaped like x, and q, k and k before
-        rotation, [B, H, T, d]; with `shapes` these three are packed or those of the first batch.
+        rotation, [B, H, T, d]; with `shapes` these three are packed or those of the first batch. With `rows` only the
+        first tokens of each sequence have a residual and a q (`varlen_attention.first_rows`).
         """
 
     @abstractmethod

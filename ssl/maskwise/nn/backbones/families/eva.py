@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from maskwise.functional import attention
 from maskwise.nn.backbones.families.base import TransformerFamily
+from maskwise.nn.backbones.varlen_attention import Rows, first_rows
 
 
 class EvaFamily(TransformerFamily):
@@ -53,14 +54,14 @@ class EvaFamily(TransformerFamily):
             embedding.train(was_training)
         return cache[grid, device]
 
-    def attention_branch(self, block, x, rope, index, *, recompute=False, shapes=None):
+    def attention_branch(self, block, x, rope, index, *, recompute=False, shapes=None, rows=None):
         """Compute the attention residual of block `index`, and q, k and k before rotation, [B, H, T, d]."""
         if rope is not None and rope.ndim == 4:
             rope = rope[index]
         if type(block) is eva.EvaBlockPostNorm:
-            residual, *qk = attend(block.attn, x, rope)
+            residual, *qk = attend(block.attn, x, rope, rows)
             return block.norm1(residual), *qk
-        residual, *qk = attend(block.attn, block.norm1(x), rope)
+        residual, *qk = attend(block.attn, block.norm1(x), rope, rows)
         return residual if block.gamma_1 is None else block.gamma_1 * residual, *qk
 
     def mlp_branch(self, block: nn.Module, x: Tensor, *, recompute: bool = False) -> Tensor:
@@ -93,30 +94,41 @@ def rotate(x: Tensor, rope: Tensor, half: bool) -> Tensor:
     return (x * cos + crossed * sin).to(x.dtype)
 
 
-def attend(attn: nn.Module, x: Tensor, rope: Tensor | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def attend(
+    attn: nn.Module, x: Tensor, rope: Tensor | None, rows: Rows | None = None
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Run an Eva attention layer: output [B, T, D], rotated q and k, and k before rotation, [B, H, T, d].
 
-    Handles fused and split projections, missing biases on k, and keys and values shared by groups of heads.
+    With `rows` output and q are those of the first tokens. Handles fused and split projections, missing biases on k,
+    and keys and values shared by groups of heads.
     """
-    q, k, v = (part.unflatten(-1, (-1, attn.head_dim)).transpose(1, 2) for part in project(attn, x))
+    read = first_rows(x, rows, None)
+    q, k, v = (part.unflatten(-1, (-1, attn.head_dim)).transpose(1, 2) for part in project(attn, x, read))
     q, unrotated = attn.q_norm(q), attn.k_norm(k)
     k = unrotated
     if rope is not None:
-        q, k = rotate(q, rope, attn.rotate_half), rotate(k, rope, attn.rotate_half)
+        q_rope = rope if rows is None else rope[..., : rows[0], :]
+        q, k = rotate(q, q_rope, attn.rotate_half), rotate(k, rope, attn.rotate_half)
     q, k = q.to(v.dtype), k.to(v.dtype)
     group = attn.num_heads // k.shape[1]
     if group > 1:
         k, v, unrotated = (part.repeat_interleave(group, dim=1) for part in (k, v, unrotated))
     mixed = attn.norm(attention.multi_head_attention(q, k, v, attn.scale, attn.fused_attn))
     gate = getattr(attn, "gate", None)  # newer timm versions only
-    return attn.proj(mixed if gate is None else mixed * gate(x).sigmoid()), q, k, unrotated
+    return attn.proj(mixed if gate is None else mixed * gate(read).sigmoid()), q, k, unrotated
 
 
-def project(attn: nn.Module, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Project x [B, T, D] to q, k and v, [B, T, H d] each."""
+def project(attn: nn.Module, x: Tensor, read: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Project `read` [B, R, D], x itself or its first tokens, to q [B, R, H d], and x [B, T, D] to k and v."""
     if attn.qkv is None:
-        return attn.q_proj(x), attn.k_proj(x), attn.v_proj(x)
+        return attn.q_proj(read), attn.k_proj(x), attn.v_proj(x)
     if getattr(attn, "q_bias", None) is None:  # only one of timm's two attention classes has it
-        return attn.qkv(x).chunk(3, dim=-1)
-    bias = torch.cat([attn.q_bias, torch.zeros_like(attn.q_bias), attn.v_bias])
-    return F.linear(x, attn.qkv.weight, bias).chunk(3, dim=-1)
+        bias = attn.qkv.bias
+    else:
+        bias = torch.cat([attn.q_bias, torch.zeros_like(attn.q_bias), attn.v_bias])
+    if read is x:
+        return F.linear(x, attn.qkv.weight, bias).chunk(3, dim=-1)
+    width = len(attn.qkv.weight) // 3
+    q_weight, kv_weight = attn.qkv.weight.tensor_split([width])
+    q_bias, kv_bias = (None, None) if bias is None else bias.tensor_split([width])
+    return F.linear(read, q_weight, q_bias), *F.linear(x, kv_weight, kv_bias).chunk(2, dim=-1)

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable
 from typing import Literal
 
 import torch
+import torch.nn.functional as F
 from timm.layers import Attention, HybridEmbed, Mlp, PatchEmbed
 from timm.models import vision_transformer, vision_transformer_hybrid
 from torch import Tensor, nn
@@ -17,7 +18,7 @@ from maskwise.nn.backbones import checkpointing, varlen_attention
 from maskwise.nn.backbones.families.base import TransformerFamily
 from maskwise.nn.backbones.families.conv_stem import NORMS, StemOptions
 from maskwise.nn.backbones.families.whitening import Kernel
-from maskwise.nn.backbones.varlen_attention import Shapes
+from maskwise.nn.backbones.varlen_attention import Rows, Shapes, first_rows
 
 
 class ViTFamily(TransformerFamily):
@@ -81,9 +82,9 @@ class ViTFamily(TransformerFamily):
         """Return the residual blocks in order."""
         return model.blocks
 
-    def attention_branch(self, block, x, rope, index, *, recompute=False, shapes=None):
+    def attention_branch(self, block, x, rope, index, *, recompute=False, shapes=None, rows=None):
         """Compute the attention residual; positions are added to the tokens, so k has no rotation."""
-        residual, q, k = attention_residual(block, x, recompute=recompute, shapes=shapes)
+        residual, q, k = attention_residual(block, x, recompute=recompute, shapes=shapes, rows=rows)
         return residual, q, k, k
 
     def mlp_branch(self, block: nn.Module, x: Tensor, *, recompute: bool = False) -> Tensor:
@@ -92,14 +93,14 @@ class ViTFamily(TransformerFamily):
 
 
 def attention_residual(
-    block: nn.Module, x: Tensor, *, recompute: bool = False, shapes: Shapes | None = None
+    block: nn.Module, x: Tensor, *, recompute: bool = False, shapes: Shapes | None = None, rows: Rows | None = None
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Compute the attention residual of a timm Block, and its q and k [B, H, T, d].
 
     `recompute` saves no normalized tokens for the backward pass. With `shapes` x is those batches packed, [tokens, D],
-    and q and k are packed or those of the first batch.
+    and q and k are packed or those of the first batch. `rows` limits residual and q to the first tokens.
     """
-    residual, q, k = attend(block.attn, x, block.norm1, recompute, shapes)
+    residual, q, k = attend(block.attn, x, block.norm1, recompute, shapes, rows)
     return block.ls1(residual), q, k
 
 
@@ -115,43 +116,69 @@ def mlp_residual(block: nn.Module, x: Tensor, *, recompute: bool = False) -> Ten
 
 
 def attend(
-    attn: Attention, x: Tensor, norm: Callable[[Tensor], Tensor], recompute: bool, shapes: Shapes | None
+    attn: Attention,
+    x: Tensor,
+    norm: Callable[[Tensor], Tensor],
+    recompute: bool,
+    shapes: Shapes | None,
+    rows: Rows | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Run a timm attention layer on norm(x); returns its output, shaped like x, and q and k.
 
-    The kernel is the fused one unless the layer's `fused_attn` is off. Forward and backward of two ViT-S blocks on one
-    CPU core (torch 2.13, float32, 17 to 577 tokens) took 1 to 13 % longer with explicit matrices, so the sequence
-    length does not choose the kernel.
+    With `rows` output and q are those of the first tokens of each sequence. The kernel is the fused one unless the
+    layer's `fused_attn` is off. Forward and backward of two ViT-S blocks on one CPU core (torch 2.13, float32, 17 to
+    577 tokens) took 1 to 13 % longer with explicit matrices, so the sequence length does not choose the kernel.
     """
     normed = None if recompute else norm(x)
-    qkv = checkpointing.recompute(lambda x: attn.qkv(norm(x)), x) if recompute else attn.qkv(normed)
-    if shapes is None:
-        mixed, q, k = dense_attention(attn, qkv)
+    if recompute:
+        projected = checkpointing.recompute(lambda x: project(attn, norm(x), rows, shapes), x)
     else:
-        mixed, q, k = packed_attention(attn, qkv, shapes)
+        projected = project(attn, normed, rows, shapes)
+    if shapes is None:
+        mixed, q, k = dense_attention(attn, *projected)
+    else:
+        mixed, q, k = packed_attention(attn, *projected, shapes, rows)
     mixed = attn.norm(mixed)
     gate = getattr(attn, "gate", None)  # newer timm versions only
     if gate is not None:
-        mixed = mixed * gate(norm(x) if recompute else normed).sigmoid()
+        mixed = mixed * gate(first_rows(norm(x) if recompute else normed, rows, shapes)).sigmoid()
     return attn.proj_drop(attn.proj(mixed)), q, k
 
 
-def dense_attention(attn: Attention, qkv: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Attend within a batch: qkv [B, T, 3 D] -> output [B, T, D], q and k [B, H, T, d]."""
-    q, k, v = qkv.unflatten(-1, (3, attn.num_heads, attn.head_dim)).permute(2, 0, 3, 1, 4).unbind(0)
+def project(attn: Attention, normed: Tensor, rows: Rows | None, shapes: Shapes | None) -> tuple[Tensor, Tensor, Tensor]:
+    """Project normalized tokens [..., D] to q of the first `rows` (None: all), and k and v of all, [..., H d] each."""
+    if rows is None:
+        return attn.qkv(normed).chunk(3, dim=-1)
+    width, bias = attn.attn_dim, attn.qkv.bias
+    q_weight, kv_weight = attn.qkv.weight.tensor_split([width])
+    q_bias, kv_bias = (None, None) if bias is None else bias.tensor_split([width])
+    # the short product first: recomputation repeats all but the last
+    q = F.linear(first_rows(normed, rows, shapes), q_weight, q_bias)
+    return q, *F.linear(normed, kv_weight, kv_bias).chunk(2, dim=-1)
+
+
+def dense_attention(attn: Attention, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Attend within a batch: q [B, R, D], k, v [B, T, D] -> output [B, R, D], q [B, H, R, d], k [B, H, T, d]."""
+    q, k, v = (part.unflatten(-1, (attn.num_heads, attn.head_dim)).transpose(1, 2) for part in (q, k, v))
     q, k = attn.q_norm(q), attn.k_norm(k)
     return attention.multi_head_attention(q, k, v, attn.scale, attn.fused_attn), q, k
 
 
-def packed_attention(attn: Attention, qkv: Tensor, shapes: Shapes) -> tuple[Tensor, Tensor, Tensor]:
-    """Attend within each sequence of packed batches: qkv [tokens, 3 D] -> output [tokens, D], q and k.
+def packed_attention(
+    attn: Attention, q: Tensor, k: Tensor, v: Tensor, shapes: Shapes, rows: Rows | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Attend within each sequence of packed batches: q [queries, D], k, v [tokens, D] -> output [queries, D], q and k.
 
     Without a variable-length kernel the batches are attended one after another.
     """
-    if attn.fused_attn and varlen_attention.is_supported(qkv.device, qkv.dtype):
-        q, k, v = qkv.unflatten(-1, (3, attn.num_heads, attn.head_dim)).unbind(1)
+    if attn.fused_attn and varlen_attention.is_supported(q.device, q.dtype):
+        q, k, v = (part.unflatten(-1, (attn.num_heads, attn.head_dim)) for part in (q, k, v))
         q, k = attn.q_norm(q), attn.k_norm(k)
-        return varlen_attention.attend(q, k, v, shapes, attn.scale).flatten(1), q, k
-    batches = qkv.split([batch * length for batch, length in shapes])
-    parts = [dense_attention(attn, part.unflatten(0, shape)) for part, shape in zip(batches, shapes)]
+        return varlen_attention.attend(q, k, v, shapes, attn.scale, rows).flatten(1), q, k
+    query_shapes = shapes if rows is None else varlen_attention.shapes_of_rows(shapes, rows)
+    batches = [
+        [part.unflatten(0, shape) for part, shape in zip(x.split([b * t for b, t in sizes]), sizes)]
+        for x, sizes in ((q, query_shapes), (k, shapes), (v, shapes))
+    ]
+    parts = [dense_attention(attn, *batch) for batch in zip(*batches)]
     return torch.cat([mixed.flatten(0, 1) for mixed, _, _ in parts]), parts[0][1], parts[0][2]

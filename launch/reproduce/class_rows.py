@@ -20,8 +20,6 @@ sys.path.insert(0, str(ROOT / "ssl"))
 CASES = {
     "DINO, ViT-S/16": ("pretrain/dino_vits16", ()),
     "iBOT + AttMask-Hint, ViT-S/16": ("pretrain/attmask_hint_vits16", ()),
-    "DINO, ViT-B/16": ("pretrain/dino_vits16", ("backbone.name=vit_base_patch16_224",)),
-    "DINO, two global crops only": ("pretrain/dino_vits16", ("crops.local_number=0",)),
 }
 WAYS = ("whole block", "class token")
 
@@ -89,8 +87,8 @@ def main(words: list[str] | None = None) -> int:
     from maskwise.bench import record
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--batch", type=int, default=2)
-    parser.add_argument("--turns", type=int, default=5)
+    parser.add_argument("--batch", type=int, default=1)
+    parser.add_argument("--turns", type=int, default=4)
     parser.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES))
     parser.add_argument("--set", nargs="+", default=[], metavar="section.key=value", help="changes to the recipes")
     parser.add_argument("--json", help="the file to write")

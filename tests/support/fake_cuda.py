@@ -159,6 +159,9 @@ def fake_cuda() -> Iterator[FakeGPU]:
         stack.enter_context(mock.patch.object(Tensor, "pin_memory", lambda tensor, *device: tensor))
         # torch's own chooses a kernel by the driver's answer
         stack.enter_context(mock.patch.object(F, "scaled_dot_product_attention", plain_attention))
+        # tensors from lists are made on the host and then copied, where the mode sees it
+        stack.callback(torch._C._set_only_lift_cpu_tensors, torch._C._only_lift_cpu_tensors())
+        torch._C._set_only_lift_cpu_tensors(True)
         stack.enter_context(gpu)
         yield gpu
 

@@ -18,6 +18,8 @@ int cudaStreamWaitEvent(void *stream, void *event, unsigned flags) { return 0; }
 int cudaDeviceSynchronize(void) { return 0; }
 int cudaEventCreateWithFlags(void **event, unsigned flags) { *event = (void *)0x20; return 0; }
 int cudaEventRecord(void *event, void *stream) { return 0; }
+int cudaEventRecordWithFlags(void *event, void *stream, unsigned flags) { return 0; }
+int cudaEventSynchronize(void *event) { return 0; }
 int cudaEventQuery(void *event) { return 0; }
 int cudaEventDestroy(void *event) { return 0; }
 

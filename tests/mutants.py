@@ -223,8 +223,8 @@ MUTANTS = {
     "masked teacher": Mutant(
         "methods/student_teacher.py",
         {
-            "self.teacher.encoder(global_crops, attention": (
-                "self.teacher.encoder(global_crops * (global_crops > 0), attention"
+            "            global_crops, attention=self.masking": (
+                "            global_crops * (global_crops > 0), attention=self.masking"
             )
         },
         "tests/methods/test_dino.py",

@@ -79,7 +79,9 @@ def tests(settings: Settings) -> dict:
     marked = [file for file in (ROOT / "tests").rglob("test_*.py") if "mark.gpu" in file.read_text(encoding="utf-8")]
     command = [sys.executable, "-m", "pytest", "-m", "gpu", "-q", "-p", "no:cacheprovider", "--tb=short", "-rfEs"]
     command += ["--collect-only"] if settings.miniature else []
-    done = subprocess.run([*command, *map(str, sorted(marked))], cwd=ROOT, capture_output=True, text=True)
+    done = subprocess.run(
+        [*command, *map(str, sorted(marked))], cwd=ROOT, capture_output=True, text=True, encoding="utf-8"
+    )
     counts = {
         word: int(n) for n, word in re.findall(r"(\d+) (passed|failed|skipped|errors?|tests collected)", done.stdout)
     }
@@ -188,7 +190,12 @@ def training(settings: Settings) -> dict:
         command = [sys.executable, "-m", "maskwise", "train", "pretrain/quickstart_shapes", "--out", str(run), *changes]
         hidden = {} if settings.device == "cuda" else {"CUDA_VISIBLE_DEVICES": ""}
         child = subprocess.Popen(
-            command, env={**os.environ, **hidden}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+            command,
+            env={**os.environ, **hidden},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            encoding="utf-8",
         )
         try:
             output, _ = child.communicate(timeout=settings.seconds)

@@ -295,7 +295,9 @@ def test_same_command_continues():
     before, bits = metrics(run), same_bits(run, RUNS["ibot"]["loaded"]["teacher"])
     words = ("train", str(OLD / "written" / "ibot.yaml"), "--out", str(run), "crops.grey_prob=0.35")
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
-    ended = subprocess.run([sys.executable, "-m", "maskwise", *words], env=environment, capture_output=True, text=True)
+    whole = "from maskwise.nn import CLS; CLS.reads_patches = True; import runpy; "  # see working_folder
+    whole += "runpy.run_module('maskwise', None, '__main__')"
+    ended = subprocess.run([sys.executable, "-c", whole, *words], env=environment, capture_output=True, text=True)
     assert ended.returncode == 0 and "another recipe" not in ended.stderr, ended.stderr
     assert not (run / "preempted").exists()
     assert_finished("ibot", run, before, bits)

@@ -155,3 +155,24 @@ def test_losses_and_gradients_of_a_step_are_those_of_whole_blocks(name, masking)
     equal(*results)
     assert asked[0] == [17, 17, 5]  # teacher, student's global crops, its local crops
     assert asked[1] == {"dino": [1, 1, 1], "ibot": [17, 17, 1], "mst": [1, 17, 1]}[name]
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("patches", [(True, False), (False, False)])
+def test_rows_on_a_gpu(patches):
+    """The packed kernel takes fewer queries than keys; separate crops, whole blocks and the packed ones agree."""
+    torch.manual_seed(0)
+    backbone = Backbone("vit_small_patch16_224", depth=2, mask_token=True, drop_path=0.2)
+    model = Encoder(backbone, CLS(backbone.dim)).cuda().train()
+    batches = [(torch.randn(n, 3, s, s, device="cuda"), None, torch.arange(n).cuda()) for n, s in ((4, 224), (6, 96))]
+    found = []
+    with torch.autocast("cuda", torch.bfloat16):
+        assert model.supports_packing(batches[0][0])
+        for ways in (model.forward_packed(batches), model.forward_packed(batches, patches), [
+            model(x, mask, attention=False, drop_key=key, patches=use) for (x, mask, key), use in zip(batches, patches)
+        ]):  # fmt: skip
+            loss = sum(features.pooled.float().square().sum() for features in ways)
+            found.append([*(features.pooled.float() for features in ways), *gradients(model, loss)])
+    for other in found[1:]:
+        for a, b in zip(found[0], other):
+            assert (a - b).norm() <= 0.03 * b.norm().clamp_min(1e-6)  # bf16

@@ -1,4 +1,4 @@
-"""The session of a lent GPU: parts in processes of their own, limits, continuing, and every part in miniature."""
+"""The session on a GPU: parts as processes with limits, continuing, and every part in miniature."""
 
 import argparse
 import importlib

@@ -156,7 +156,7 @@ MUTANTS = {
     ),
     "tokens counted in one micro-batch": Mutant(
         "methods/ibot.py",
-        {"self.world_size * teacher.num_micro_batches * patch_loss": "self.world_size * patch_loss"},
+        {"self.world_size * teacher.num_micro_batches": "self.world_size"},
         "tests/engine/test_accumulate.py",
     ),
     "gradients of micro-batches summed": Mutant(
@@ -185,7 +185,7 @@ MUTANTS = {
     ),
     "patch center over masked patches only": Mutant(
         "methods/ibot.py",
-        {"cls_bottleneck, patch_bottleneck)": "cls_bottleneck, patch_bottleneck.index_select(0, indices))"},
+        {"cls_bottleneck, patch_bottleneck)": "cls_bottleneck, patch_bottleneck[masks.mask.flatten()])"},
         METHODS,
     ),
     "patch center of the first view only": Mutant(
@@ -315,7 +315,7 @@ MUTANTS = {
         "methods/masking.py", {"make_key(stream, self.seed, self.step, ": "make_key(stream, self.seed, "}, MASKING
     ),
     "masks before the start epoch": Mutant(
-        "methods/ibot.py", {"started=epoch >= self.start_epoch": "started=True"}, METHODS
+        "methods/ibot.py", {"started = epoch >= self.start_epoch": "started = True"}, METHODS
     ),
     "drop path keyed by position in the batch": Mutant(
         "methods/student_teacher.py",

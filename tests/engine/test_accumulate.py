@@ -40,6 +40,8 @@ ARRANGEMENTS = [
     {"targets": "sinkhorn", "pad_multiple": 10, "head": {"patch_prototypes": 5}},
     {"name": "dino", "masking": None},
     {"name": "dino", "masking": "attmask_high", "targets": "sinkhorn"},
+    {"name": "dino", "masking": "attmask_high", "koleo": 0.5},
+    {"koleo": 0.5, "visible_weight": 0.5, "patch_loss": "token", "targets": "sinkhorn"},
 ]
 
 

@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from maskwise.errors import UserError
-from support.tiny_networks import FixedMasking, crops, method, scripted
+from maskwise.methods.patches import masked_indices
+from support.tiny_networks import FixedMasking, crops, loop_sinkhorn, method, scripted
 
 CENTER2 = [0.012632761, 0.065226083, 0.068457605, 0.019881777, -0.043740184, -0.074260445, -0.048581882, 0.013862481]
 
@@ -135,7 +136,7 @@ def test_hidden_rows_come_in_order_of_the_mask():
     mask = torch.rand(8, 16, generator=torch.Generator().manual_seed(0)) < 0.3
     ibot = method(masking=FixedMasking(mask), pad_multiple=10)
     hidden = ibot.masking.sample(None, (4, 4), step=0, sample_ids=torch.arange(4))
-    rows = ibot.masked_indices(hidden)
+    rows = masked_indices(hidden, ibot.pad_multiple)
     assert torch.equal(rows[: hidden.num_masked], mask.flatten().nonzero()[:, 0])
     assert len(rows) % 10 == 0 and len(rows) - hidden.num_masked < 10
 
@@ -174,14 +175,6 @@ def test_gradients_are_those_of_the_spelled_out_loss():
     patch = torch.stack(images).mean()
     assert answer["patch"].item() == pytest.approx(patch.item(), rel=1e-12)
     torch.testing.assert_close(computed, gradients(ibot, {"loss": cls + patch}), rtol=1e-8, atol=1e-12)
-
-
-def loop_sinkhorn(logits, temp, iterations=3):
-    q = torch.exp(logits / temp)
-    for _ in range(iterations):
-        q = q / q.sum(dim=0, keepdim=True) / q.shape[1]
-        q = q / q.sum(dim=1, keepdim=True) / q.shape[0]
-    return q * len(q)
 
 
 def test_sinkhorn_balances_images_and_hidden_patches_apart():

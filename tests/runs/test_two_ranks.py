@@ -18,7 +18,7 @@ STEM_NORMS = ("layer", "group")
 TOLERANCES = {"float64": (1e-9, 0.0), "float32": (0.0, 2e-6)}  # absolute, relative to the largest entry
 
 
-def build(world, pooling, dtype, accumulate=1, size=(32, 32), stem=None):
+def build(world, pooling, dtype, accumulate=1, size=(32, 32), stem=None, **options):
     from maskwise import nn
     from maskwise.engine.optim import make_optimizer, parameter_groups
     from maskwise.engine.trainer import Schedules, Trainer
@@ -39,7 +39,8 @@ def build(world, pooling, dtype, accumulate=1, size=(32, 32), stem=None):
     encoder = Encoder(backbone, nn.POOLINGS[pooling](24))
     head = ProjectionHead(24, 32, hidden=32, bottleneck=8, norm_last_layer=False)
     masking = MASKINGS["attmask_hint"](**HINT)
-    method = IBOT(encoder, head, masking, all_sum=world.all_sum, world_size=world.size, seed=3).to(dtype)
+    ranks = {"all_sum": world.all_sum, "world_size": world.size, "rank": world.rank}
+    method = IBOT(encoder, head, masking, **ranks, seed=3, **options).to(dtype)
     # as a head warms up
     frozen = (
         [name for name, _ in method.named_parameters() if name.startswith("student.encoder.")]
@@ -121,6 +122,8 @@ def record_all(world):
     }
     micro = record(world, "cls", torch.float64, accumulate=2 if world.size == 2 else 1)
     oblong = record(world, "cls", torch.float64, sizes=((24, 40), (8, 16)))
+    extra = build(world, "simpool", torch.float64, 2 if world.size == 2 else 1, koleo=0.5, visible_weight=0.5)
+    terms = record(world, "simpool", torch.float64, trainer=extra)
     stems = {
         norm: record(world, "simpool", torch.float64, stem={**STEM, "stem_norm_layer": norm}) for norm in STEM_NORMS
     }
@@ -129,6 +132,7 @@ def record_all(world):
         **stems,
         "oblong": oblong,
         "micro-batches": {key: micro[key] for key in ("loss", "center", "patch_center")},
+        "koleo and visible patches": {key: terms[key] for key in ("loss", "center", "patch_center")},
     }
 
 
@@ -184,8 +188,9 @@ def test_two_ranks_equal_one_process_on_crops_that_are_not_square(recordings):
         torch.testing.assert_close(rank, expected, rtol=0, atol=1e-9)
 
 
-def test_two_ranks_with_micro_batches_equal_one_process_without(recordings):
-    expected, *ranks = (recording["micro-batches"] for recording in recordings)
+@pytest.mark.parametrize("case", ["micro-batches", "koleo and visible patches"])
+def test_two_ranks_with_micro_batches_equal_one_process_without(recordings, case):
+    expected, *ranks = (recording[case] for recording in recordings)
     for rank in ranks:
         torch.testing.assert_close(rank, expected, rtol=0, atol=1e-9)
 

@@ -59,6 +59,29 @@ FAULTS = {
         "tests/build/test_whitening.py -k learned_once",
     ),
     # functional
+    "KoLeo pushes one end only": Mutant(
+        "functional/koleo.py", {"unit.gather(1": "unit.detach().gather(1"}, "tests/functional/test_koleo.py"
+    ),
+    "KoLeo compares an image with itself": Mutant(
+        "functional/koleo.py", {".fill_(-torch.inf)": ".clone()"}, "tests/functional/test_koleo.py"
+    ),
+    "KoLeo of one rank": Mutant(
+        "methods/koleo.py", {"whole = all_sum(slots)": "whole = slots"}, "tests/methods/test_koleo.py"
+    ),
+    "KoLeo of one micro-batch": Mutant(
+        "methods/student_teacher.py", {"len(outputs) > 1:": "False:"}, "tests/engine/test_accumulate.py -k 0.5"
+    ),
+    "KoLeo with the mean over views": Mutant(
+        "methods/student_teacher.py", {"self.koleo * views * ": "self.koleo * "}, "tests/methods/test_koleo.py"
+    ),
+    "visible patches before the masks": Mutant(
+        "methods/patches.py", {"    if not started:\n": "    if False:\n"}, "tests/methods/test_visible_patches.py"
+    ),
+    "visible patches counted as the masked ones": Mutant(
+        "methods/patches.py",
+        {"masks.mask.numel() - masks.num_masked": "masks.num_masked"},
+        "tests/methods/test_visible_patches.py",
+    ),
     "average precision without the trapezoid": Mutant(
         "functional/metrics.py", {"((before + (j + 1) / (r + 1)) / 2).sum()": "((j + 1) / (r + 1)).sum()"}, METRICS
     ),
@@ -311,7 +334,7 @@ FAULTS = {
         "methods/mst.py", {'"l1": F.l1_loss': '"l1": F.mse_loss'}, "tests/methods/test_mst.py"
     ),
     "loss between views without its weight": Mutant(
-        "methods/dino.py", {"self.lambda1 * cls_loss, cls_loss": "cls_loss, cls_loss"}, "tests/methods/test_dino.py"
+        "methods/dino.py", {"self.lambda1 * cls_loss": "cls_loss"}, "tests/methods/test_dino.py"
     ),
     "centers of the last micro-batch": Mutant(
         "methods/centers.py",

@@ -88,6 +88,15 @@ def run_ranks(count, work):
     return results
 
 
+def loop_sinkhorn(logits, temp, iterations=3):
+    """Sinkhorn-Knopp probabilities of logits [n, K], without a sum over ranks."""
+    q = torch.exp(logits / temp)
+    for _ in range(iterations):
+        q = q / q.sum(dim=0, keepdim=True) / q.shape[1]
+        q = q / q.sum(dim=1, keepdim=True) / q.shape[0]
+    return q * len(q)
+
+
 class FixedMasking(Masking):
     """Hides the given patches, bool [V, N]."""
 

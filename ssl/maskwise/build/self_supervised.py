@@ -54,6 +54,7 @@ def method(recipe: Recipe, encoder: Encoder, world: World, classes: None, precis
         "warmup_teacher_temp_epochs": teacher.warmup_temp_epochs,
         "all_sum": world.all_sum,
         "world_size": world.size,
+        "rank": world.rank,
         "seed": recipe.seed,
         "masking": masking,
     }

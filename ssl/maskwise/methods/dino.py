@@ -37,7 +37,9 @@ class DINO(StudentTeacher):
             teacher = self.teacher_targets(global_crops, local_crops, step=step, epoch=epoch, sample_ids=sample_ids)
         student = self.student_forward(global_crops, local_crops, teacher.masks, step, sample_ids)
         cls_loss, logits, probs = self.view_loss(student, teacher, len(sample_ids), epoch)
-        result = self.result(self.lambda1 * cls_loss, cls_loss, torch.zeros_like(cls_loss), teacher)
+        koleo = self.koleo_loss(student, teacher, len(sample_ids))
+        loss = self.add_koleo(self.lambda1 * cls_loss, koleo, teacher, len(sample_ids))
+        result = self.result(loss, cls_loss, torch.zeros_like(cls_loss), teacher, **koleo)
         return {**result, **self.collapse_statistics(logits, probs, teacher)} if statistics else result
 
     def view_loss(

@@ -67,6 +67,8 @@ class MST(DINO):
         restored = self.decoder(student.patches, student.grid)
         with autocast_off(restored):
             pixel_loss = PIXEL_LOSSES[self.pixel_loss](at_least_float32(restored), at_least_float32(global_crops))
+        koleo = self.koleo_loss(student, teacher, len(sample_ids))
         loss = self.lambda1 * cls_loss + self.pixel_weight * pixel_loss
-        result = self.result(loss, cls_loss, torch.zeros_like(cls_loss), teacher, pixel=pixel_loss)
+        loss = self.add_koleo(loss, koleo, teacher, len(sample_ids))
+        result = self.result(loss, cls_loss, torch.zeros_like(cls_loss), teacher, pixel=pixel_loss, **koleo)
         return {**result, **self.collapse_statistics(logits, probs, teacher)} if statistics else result

@@ -14,10 +14,13 @@ from maskwise.errors import UserError
 from maskwise.functional import collapse, ema, keyed_random, schedules, targets
 from maskwise.functional.attention import patch_attention
 from maskwise.functional.chunked_losses import CenteredProbs, LinearLogits, TeacherProbs, WholeProbs
+from maskwise.functional.koleo import koleo_loss_of_part
 from maskwise.functional.precision import at_least_float32, autocast_off
 from maskwise.methods.base import EncoderWithHead, Method
 from maskwise.methods.centers import Centers, use_state_names
+from maskwise.methods.koleo import BatchFeatures, gather_features, without_statistics
 from maskwise.methods.masking import Masking, NoMasking, SampledMasks, masking_name
+from maskwise.methods.patches import PatchTargets
 from maskwise.nn.encoder import pooling_name
 from maskwise.nn.pooling import with_attention
 
@@ -42,12 +45,12 @@ class TeacherOutput(NamedTuple):
     pooled: Tensor  # [G * B, D], features
     bottleneck: Tensor  # [G * B, d]
     masks: SampledMasks  # of the student's global crops
-    masked_indices: Tensor | None = None  # [M], of the masked patches among all G * B * N
-    patch_bottleneck: Tensor | None = None  # [M, d], of the masked patches
+    masked: PatchTargets | None = None  # iBOT
+    visible: PatchTargets | None = None  # iBOT with a loss on visible patches
     probs: Tensor | None = None  # [G * B, K], by Sinkhorn-Knopp
-    patch_probs: Tensor | None = None  # [M, K], by Sinkhorn-Knopp
-    num_masked_total: Tensor | None = None  # masked patches of the whole batch of all ranks, if the loss divides by it
     num_micro_batches: int = 1
+    student_inputs: tuple | None = None  # global crops, step and sample ids, for KoLeo
+    student_features: BatchFeatures | None = None  # of all micro-batches and ranks, for KoLeo
 
 
 class StudentOutput(NamedTuple):
@@ -65,7 +68,9 @@ class StudentTeacher(Method):
     batch norm uses the batch. `forward` of the subclasses changes no buffer: centers wait for `update_teacher`.
     `student_reads_patches` and `teacher_reads_patches` say whether the losses read patch tokens of the global crops; no
     loss reads those of local crops, so that the last block computes what a pooling needs (`Encoder.forward`).
-    `all_sum` sums a tensor over `world_size` ranks. Raises UserError if masking, pooling and backbone do not fit.
+    `koleo` weighs KoLeo of the student's pooled global crops, summed over the views as in DINOv2's code; it compares
+    the images of all ranks and micro-batches. `all_sum` sums a tensor over `world_size` ranks. Raises UserError if
+    masking, pooling and backbone do not fit.
     """
 
     shares_targets = True
@@ -73,7 +78,7 @@ class StudentTeacher(Method):
     student_reads_patches = False
     teacher_reads_patches = False
 
-    # 13 parameters: public keywords of DINO and IBOT, each a recipe key or supplied by the builder
+    # 15 parameters: public keywords of DINO and IBOT, each a recipe key or supplied by the builder
     def __init__(
         self,
         encoder: nn.Module,
@@ -85,10 +90,12 @@ class StudentTeacher(Method):
         warmup_teacher_temp_epochs: int = 0,
         center_momentum: Probability = 0.9,
         lambda1: NonNegative = 1.0,
+        koleo: NonNegative = 0.0,
         targets: Literal["centering", "sinkhorn"] = "centering",
         masking: Masking | None = None,
         all_sum: Callable[[Tensor], Tensor] | None = None,
         world_size: int = 1,
+        rank: int = 0,
         seed: int = 0,
     ):
         super().__init__()
@@ -105,9 +112,11 @@ class StudentTeacher(Method):
         self.warmup_teacher_temp = warmup_teacher_temp
         self.warmup_teacher_temp_epochs = warmup_teacher_temp_epochs
         self.lambda1 = lambda1
+        self.koleo = koleo
         self.targets = targets
         self.all_sum = all_sum or identity
         self.world_size = world_size
+        self.rank = rank
         self.seed = seed
         self.centers = Centers(head.prototypes, head.patch_prototypes or head.prototypes, center_momentum)
         use_state_names(self)
@@ -169,7 +178,7 @@ class StudentTeacher(Method):
         masks = self.sample_masks(features, views, step, sample_ids)
         bottleneck = at_least_float32(self.teacher.head.embed(features.pooled))
         self.accumulate_centers(step, bottleneck)
-        return TeacherOutput(features.pooled, bottleneck, masks)
+        return TeacherOutput(features.pooled, bottleneck, masks, student_inputs=(global_crops, step, sample_ids))
 
     def teacher_targets(
         self, global_crops: Tensor, local_crops: Tensor | None = None, *, step: int, epoch: int, sample_ids: Tensor
@@ -195,7 +204,14 @@ class StudentTeacher(Method):
         self.centers.accumulate(step, logits)
 
     def share_targets(self, outputs: list[TeacherOutput], epoch: int) -> list[TeacherOutput]:
-        """Add to the outputs of a step's micro-batches what depends on all of them: Sinkhorn-Knopp targets."""
+        """Add to the outputs of a step's micro-batches what depends on all of them.
+
+        These are Sinkhorn-Knopp targets, and the student's features for KoLeo, computed once more without gradient.
+        """
+        if self.koleo and len(outputs) > 1:
+            features = [self.features_before_loss(output) for output in outputs]
+            shared = gather_features(features, self.all_sum, self.rank, self.world_size)
+            outputs = [output._replace(student_features=batch) for output, batch in zip(outputs, shared)]
         if self.targets == "sinkhorn":
             bottlenecks = [output.bottleneck for output in outputs]
             probs = self.sinkhorn(bottlenecks, self.teacher.head.classify, self.cls_temperature(epoch))
@@ -216,8 +232,7 @@ class StudentTeacher(Method):
         """Return the student's outputs for the masked global crops and all local crops."""
         views = self.split_views(global_crops, local_crops, sample_ids)
         encoder, device, reads_patches = self.student.encoder, global_crops.device, self.student_reads_patches
-        mask = masks.mask if encoder.backbone.has_mask_token else None
-        keys = self.drop_path_keys(step, sample_ids, range(views.global_), device)
+        mask, keys = self.global_inputs(len(global_crops), masks, step, sample_ids, device)
         if not views.local:
             features = encoder(global_crops, mask, attention=False, drop_key=keys, patches=reads_patches)
             return StudentOutput(features.patches, features.grid, features.pooled)
@@ -230,6 +245,35 @@ class StudentTeacher(Method):
             features = encoder(global_crops, mask, attention=False, drop_key=keys, patches=reads_patches)
             local = encoder(local_crops, attention=False, drop_key=local_keys, patches=False)
         return StudentOutput(features.patches, features.grid, torch.cat([features.pooled, local.pooled]))
+
+    def global_inputs(self, crops: int, masks: SampledMasks, step: int, sample_ids: Tensor, device):
+        """Return mask and keys of stochastic depth of the student's global crops."""
+        mask = masks.mask if self.student.encoder.backbone.has_mask_token else None
+        return mask, self.drop_path_keys(step, sample_ids, range(crops // len(sample_ids)), device)
+
+    @torch.no_grad()
+    def features_before_loss(self, teacher: TeacherOutput) -> Tensor:
+        """Return the student's pooled features of a micro-batch's global crops, [G, B, D]; changes no batch norm."""
+        global_crops, step, sample_ids = teacher.student_inputs
+        mask, keys = self.global_inputs(len(global_crops), teacher.masks, step, sample_ids, global_crops.device)
+        with without_statistics(self.student):
+            features = self.student.encoder(global_crops, mask, attention=False, drop_key=keys, patches=False)
+        return features.pooled.unflatten(0, (-1, len(sample_ids)))
+
+    def koleo_loss(self, student: StudentOutput, teacher: TeacherOutput, samples: int) -> dict[str, Tensor]:
+        """Return {"koleo": KoLeo of the student's pooled global crops, their mean}, {} where it has no weight."""
+        if not self.koleo:
+            return {}
+        features = student.pooled[: len(teacher.pooled)].unflatten(0, (-1, samples))
+        shared = teacher.student_features
+        if shared is None:
+            shared = gather_features([features], self.all_sum, self.rank, self.world_size)[0]
+        return {"koleo": koleo_loss_of_part(features, *shared)}
+
+    def add_koleo(self, loss: Tensor, terms: dict[str, Tensor], teacher: TeacherOutput, samples: int) -> Tensor:
+        """Return the loss plus the weighted sum of KoLeo over the global crops (DINOv2's code)."""
+        views = len(teacher.pooled) // samples
+        return loss + self.koleo * views * terms["koleo"] if "koleo" in terms else loss
 
     def drop_path_keys(self, step: int, sample_ids: Tensor, views: range, device) -> Tensor:
         """Return the keys of stochastic depth, int64 [len(views) * B]."""

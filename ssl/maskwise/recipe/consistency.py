@@ -24,7 +24,11 @@ def conflicts(values: Mapping[str, Any], doubtful: Collection[str] = ()) -> list
     checks = [holdout_conflicts, start_conflicts, rate_conflicts, decay_conflicts, range_conflicts, channel_conflicts]
     checks.append(patch_conflicts)
     if "method.name" not in doubtful:
-        checks += [label_conflicts] if learns_labels(values["method.name"]) else [teacher_conflicts, masking_conflicts]
+        checks += (
+            [label_conflicts]
+            if learns_labels(values["method.name"])
+            else [teacher_conflicts, masking_conflicts, koleo_conflicts]
+        )
     return [conflict for check in checks for conflict in check(values)]
 
 
@@ -157,6 +161,14 @@ def teacher_conflicts(values) -> list[Conflict]:
         return []
     text = "the teacher learns as the moving average of the student; give a momentum such as 0.996"
     return [("teacher.momentum", text)]
+
+
+def koleo_conflicts(values) -> list[Conflict]:
+    """Return KoLeo in batches of one image, which have no nearest other."""
+    if not values.get("method.koleo") or values["train.batch_size"] > 1:
+        return []
+    text = "compares the images of a batch, and train.batch_size is 1; give 0, or two images or more"
+    return [("method.koleo train.batch_size", text)]
 
 
 def masking_conflicts(values) -> list[Conflict]:

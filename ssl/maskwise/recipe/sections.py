@@ -138,7 +138,7 @@ class MethodSection(NamedSection):
 
     set_by_build = frozenset(
         {
-            *("encoder", "head", "classifier", "masking", "splits", "average", "seed", "all_sum", "world_size"),
+            *("encoder", "head", "classifier", "masking", "splits", "average", "seed", "all_sum", "world_size", "rank"),
             *("teacher_temp", "warmup_teacher_temp", "warmup_teacher_temp_epochs"),
             *("patch_temp", "warmup_patch_temp", "warmup_patch_temp_epochs"),
         }

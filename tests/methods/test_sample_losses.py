@@ -13,6 +13,7 @@ CASES = {
     "ibot": ("method.lambda2=0.5", "masking.prob=0.8"),
     "ibot token": ("method.patch_loss=token", "masking.prob=0.8"),
     "ibot sinkhorn": ("method.targets=sinkhorn",),
+    "ibot visible": ("method.visible_weight=0.5", "method.patch_loss=token", "masking.prob=0.8"),
     "mst": ("method=mst", "masking=attmask_low", "method.pixel_weight=0.3"),
 }
 ALONE = {"dino", "ibot", "mst"}  # the targets and weights of the others depend on the batch
@@ -34,7 +35,7 @@ def test_losses_of_samples(case):
         whole = method(first, second, sample_ids=ids, **options)
     for name, values in found.items():
         assert values.shape == (5,) and float(values.mean()) == pytest.approx(float(whole[name]), rel=2e-6), name
-    assert len(found) == (2 if case == "dino" else 3) and len(set(found["loss"].tolist())) == 5
+    assert len(found) == {"dino": 2, "ibot visible": 4}.get(case, 3) and len(set(found["loss"].tolist())) == 5
     for i in range(5) if case in ALONE else ():
         with torch.no_grad():
             alone = method(first[i::5], second[i::5], sample_ids=ids[i : i + 1], **options)

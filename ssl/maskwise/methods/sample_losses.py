@@ -45,6 +45,7 @@ def sample_losses(
     weights = {
         "cls": method.lambda1,
         "patch": getattr(method, "lambda2", 0.0),
+        "visible": getattr(method, "visible_weight", 0.0),
         "pixel": getattr(method, "pixel_weight", 0.0),
     }
     return {"loss": sum(weights[name] * value for name, value in found.items()), **found}
@@ -71,27 +72,29 @@ def mst_losses(method: MST, first, second, *, step, epoch, sample_ids, teacher) 
 
 
 def ibot_losses(method: IBOT, first, second, *, step, epoch, sample_ids, teacher) -> dict[str, Tensor]:
-    """Return the losses between views and of the masked patches of each sample; an unmasked sample's is 0."""
-    samples = len(sample_ids)
+    """Return the losses between views and of the patches of each sample; a sample without such patches has 0."""
+    samples, patches = len(sample_ids), {"patch": teacher.masked}
+    patches |= {"visible": teacher.visible} if teacher.visible else {}
     student = method.student_forward(first, second, teacher.masks, step, sample_ids)
-    masked = student.patches.flatten(0, 1).index_select(0, teacher.masked_indices)
-    bottleneck = method.student.head.embed(torch.cat([student.pooled, masked]))
-    cls_bottleneck, patch_bottleneck = bottleneck.tensor_split([len(student.pooled)])
+    tokens = student.patches.flatten(0, 1)
+    rows = [student.pooled, *(tokens.index_select(0, part.indices) for part in patches.values())]
+    bottleneck, *patch_bottlenecks = method.student.head.embed(torch.cat(rows)).split([len(part) for part in rows])
     weight, patch_weight = method.student.head.weights()
     teacher_weight, teacher_patch_weight = method.teacher.head.weights()
-    logits = LinearLogits(cls_bottleneck.unflatten(0, (-1, samples)), weight)
-    cls = view_pair_losses(logits, method.teacher_probs(teacher, teacher_weight, samples, epoch), method.student_temp)
-
-    probs = method.teacher_patch_probs(teacher, teacher_patch_weight, epoch)
-    per_patch = token_losses(LinearLogits(patch_bottleneck, patch_weight), probs, method.student_temp)
-    mask, total = teacher.masks.mask, teacher.num_masked_total
+    logits = LinearLogits(bottleneck.unflatten(0, (-1, samples)), weight)
+    probs = method.teacher_probs(teacher, teacher_weight, samples, epoch)
+    found = {"cls": view_pair_losses(logits, probs, method.student_temp)}
     scale = samples
     if method.patch_loss == "token":  # as in the method's forward
         scale = samples * method.world_size * teacher.num_micro_batches
-    weights = losses.patch_weights(mask, len(per_patch), method.patch_loss, total).to(per_patch.dtype)
-    places = teacher.masked_indices // mask.shape[1] % samples  # rows are view-major
-    patch = torch.zeros(samples, dtype=per_patch.dtype, device=per_patch.device)
-    return {"cls": cls, "patch": patch.index_add(0, places, per_patch * weights * scale)}
+    for (name, part), patch_bottleneck in zip(patches.items(), patch_bottlenecks):
+        probs = method.teacher_patch_probs(part, teacher_patch_weight, epoch)
+        per_patch = token_losses(LinearLogits(patch_bottleneck, patch_weight), probs, method.student_temp)
+        weights = part.weights(method.patch_loss).to(per_patch.dtype)
+        places = part.indices // part.mask.shape[1] % samples  # rows are view-major
+        sums = torch.zeros(samples, dtype=per_patch.dtype, device=per_patch.device)
+        found[name] = sums.index_add(0, places, per_patch * weights * scale)
+    return found
 
 
 def supervised_losses(method: Supervised, images: Tensor, targets: Tensor, *, step, sample_ids) -> dict[str, Tensor]:

@@ -20,6 +20,7 @@ from support import (
     faults_of_evaluations,
     faults_of_masks,
     faults_of_parts,
+    faults_of_runs,
 )
 from support.mutant import Mutant
 
@@ -38,6 +39,7 @@ MUTANTS = {
     **faults_of_crops.FAULTS,
     **faults_of_embeddings.FAULTS,
     **faults_of_parts.FAULTS,
+    **faults_of_runs.FAULTS,
     **faults_of_masks.FAULTS,
     **faults_of_boxes.FAULTS,
     # interruption and disks

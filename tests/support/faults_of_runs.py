@@ -8,7 +8,7 @@ REPLAY = "tests/doctor/test_replay.py"
 SAMPLES = "tests/methods/test_sample_losses.py"
 
 FAULTS = {
-    "linear decay": Mutant("functional/schedules.py", {"(end - start) * math.sqrt(": "(end - start) * ("}, SCHEDULES),
+    "linear decay": Mutant("functional/schedules.py", {"(1 - math.sqrt(": "(1 - ("}, SCHEDULES),
     "momentum rises before the decay": Mutant(
         "functional/schedules.py", {"return start if step <= first or not decay else": "return"}, SCHEDULES
     ),
@@ -36,7 +36,7 @@ FAULTS = {
     ),
     "patch losses given to another sample": Mutant(
         "methods/sample_losses.py",
-        {"// mask.shape[1] % samples": "// mask.shape[1] // 2 % samples"},
+        {"// part.mask.shape[1] % samples": "// part.mask.shape[1] // 2 % samples"},
         f"{SAMPLES} -k ibot",
     ),
     "a view's own targets in the losses of samples": Mutant(

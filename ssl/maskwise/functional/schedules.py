@@ -7,6 +7,11 @@ import math
 from maskwise.errors import UserError
 
 
+def ramp(step: int, low: float, high: float, warmup: int) -> float:
+    """Return the value of a linear warm-up at a step: from low to high in `warmup` steps, both included."""
+    return low + (high - low) * step / max(1, warmup - 1)
+
+
 def cosine(step: int, total: int, start: float, end: float, warmup: int = 0, warmup_start: float = 0.0) -> float:
     """Return the value at a step: linear warm-up from warmup_start to start, both included, then half a cosine to end.
 
@@ -16,7 +21,7 @@ def cosine(step: int, total: int, start: float, end: float, warmup: int = 0, war
     if warmup > total:
         raise UserError(f"a warm-up of {warmup} steps is longer than the run of {total}; shorten it or train longer")
     if step < warmup:
-        return warmup_start + (start - warmup_start) * step / max(1, warmup - 1)
+        return ramp(step, warmup_start, start, warmup)
     if step >= total:
         return end
     return end + 0.5 * (start - end) * (1 + math.cos(math.pi * (step - warmup) / (total - warmup)))
@@ -25,10 +30,10 @@ def cosine(step: int, total: int, start: float, end: float, warmup: int = 0, war
 def trapezoid(
     step: int, total: int, start: float, end: float, decay: int = 0, warmup: int = 0, warmup_start: float = 0.0
 ) -> float:
-    """Return the value at a step: warm-up as in `cosine`, then start, and end - start times 1 - sqrt in the last steps.
+    """Return the value at a step: warm-up as in `cosine`, then start, and a decay to end in the last steps.
 
-    decay: number of last steps, 0 for none; start holds up to step total - decay, included, and end is reached at
-    `total` (warmup-stable-decay, Hu et al. 2024; the shape of Hägele et al. 2024). Raises UserError if warm-up and
+    decay: number of last steps, 0 for none; start holds up to step total - decay, included, and after k steps of the
+    decay the value is end + (start - end) (1 - sqrt(k / decay)) (warmup-stable-decay, Hu et al. 2024; the shape of Hägele et al. 2024). Raises UserError if warm-up and
     decay are longer than the run.
     """
     if warmup + decay > total:
@@ -37,10 +42,10 @@ def trapezoid(
             "them, or train longer"
         )
     if step < warmup:
-        return warmup_start + (start - warmup_start) * step / max(1, warmup - 1)
+        return ramp(step, warmup_start, start, warmup)
     if step <= total - decay or not decay:
         return start
-    return start + (end - start) * math.sqrt(min(1.0, (step - total + decay) / decay))
+    return end + (start - end) * (1 - math.sqrt(min(1.0, (step - total + decay) / decay)))
 
 
 def late_cosine(step: int, total: int, start: float, end: float, decay: int = 0) -> float:

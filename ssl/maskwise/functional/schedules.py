@@ -33,8 +33,8 @@ def trapezoid(
     """Return the value at a step: warm-up as in `cosine`, then start, and a decay to end in the last steps.
 
     decay: number of last steps, 0 for none; start holds up to step total - decay, included, and after k steps of the
-    decay the value is end + (start - end) (1 - sqrt(k / decay)) (warmup-stable-decay, Hu et al. 2024; the shape of Hägele et al. 2024). Raises UserError if warm-up and
-    decay are longer than the run.
+    decay the value is end + (start - end) (1 - sqrt(k / decay)) (warmup-stable-decay, Hu et al. 2024; the shape of
+    Hägele et al. 2024). Raises UserError if warm-up and decay are longer than the run.
     """
     if warmup + decay > total:
         raise UserError(

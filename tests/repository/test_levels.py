@@ -6,10 +6,11 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parents[2] / "ssl" / "maskwise"
-GROUND = {"functional", "imaging", "errors", "process", "compat", "bounds"}
+GROUND = {"functional", "imaging", "errors", "process", "compat", "bounds", "storage"}
 ALLOWED = {
     "errors": set(),
     "process": {"process"},
+    "storage": {"storage", "errors", "process"},
     "bounds": set(),
     "compat": set(),
     "functional": {"functional", "errors"},
@@ -18,7 +19,7 @@ ALLOWED = {
     "data": GROUND | {"data"},
     "nn": GROUND | {"nn"},
     "methods": {"functional", "errors", "compat", "bounds", "nn", "methods"},
-    "engine": {"functional", "errors", "process", "compat", "bounds", "imaging", "distributed", "engine"},
+    "engine": {*GROUND, "distributed", "engine"},
     "evaluation": GROUND | {"distributed", "data", "nn", "methods", "engine", "evaluation"},
     "embedding": GROUND | {"distributed", "data", "nn", "engine", "evaluation", "embedding"},
     "export": GROUND | {"distributed", "data", "nn", "methods", "engine", "export"},

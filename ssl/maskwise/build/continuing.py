@@ -20,12 +20,13 @@ from maskwise.errors import UserError
 from maskwise.export.initial_model import InitialModel
 from maskwise.recipe.reading import read_recipe
 from maskwise.recipe.recipe import Recipe
+from maskwise.storage.address import is_remote
 
 # keys that change nothing that is computed: where the images are, when something is saved, logged or evaluated
 PLACES = ("data.path", "data.root", "data.split", "data.classes")  # while the images are the same
 FREE = (
     *("data.test_path", "data.test_split", "data.corrupt_ceiling"),
-    *("train.log_every", "train.save_every", "train.keep", "train.max_bad_steps"),
+    *("train.log_every", "train.save_every", "train.keep", "train.max_bad_steps", "train.mirror"),
 )
 FREE_SECTION = "evaluate."
 START_MODEL = "method.start_from"  # another place of the same file
@@ -97,6 +98,8 @@ def run_in_data(folder: Path, recipe: Recipe, data) -> list[str]:
     """
     data = data.dataset if isinstance(data, Subset) else data  # a part of it is held out
     by_library = recipe.data.name == "huggingface"  # it reads all images below its folder
+    if is_remote(recipe.values.get("data.path")):
+        return []
     if not by_library and not isinstance(data, Folder):
         return []
     root = local_path(recipe.values["data.path"]) if by_library else data.root

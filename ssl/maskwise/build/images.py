@@ -9,6 +9,7 @@ from maskwise.data.datasets import DATASETS
 from maskwise.errors import UserError
 from maskwise.recipe.reading import read_recipe
 from maskwise.recipe.signatures import parameters_of
+from maskwise.storage.address import is_remote
 
 
 def images_at(path, split: str | None = None, channels: int = 3, value_range: tuple[float, float] | None = None):
@@ -48,6 +49,8 @@ def images_kind(path) -> str:
         return "shapes"
     if text.lower().endswith(".tar"):
         return "tar"
+    if is_remote(text) and text.lower().endswith(".parquet"):
+        return "huggingface"
     return "list" if Path(text).expanduser().is_file() else "folder"
 
 

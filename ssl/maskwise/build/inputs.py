@@ -33,6 +33,8 @@ def dataset(recipe: Recipe, role: str = "train"):
     options, cls = data.keywords(), named("data", data.name)
     if data.mean is not None and "channels" in parameters_of(cls)[0]:
         options["channels"] = len(data.mean)
+    if "remote" in parameters_of(cls)[0]:
+        options["remote"] = recipe.speed.remote()
     if data.name == "shapes":
         options["seed"] = recipe.seed
         if role == "test":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from functools import partial
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from maskwise.build.continuing import EarlierRun, earlier_run
 from maskwise.build.evaluations import due_every, evaluations, masking_figure
 from maskwise.build.extension import Extension, extension
 from maskwise.build.inputs import dataset, inputs, labeled_test, own_tests, stream
+from maskwise.build.mirroring import check_mirror, mirror, restore
 from maskwise.build.networks import encoder, initial_model
 from maskwise.build.rank_agreement import check_ranks
 from maskwise.build.run_folder import checkpoint_record, read_run, start_record, write_run
@@ -50,6 +52,11 @@ def train(
     folder = Path(out).expanduser()
     check_free(folder)
     data = dataset(recipe)
+    joined = None
+    if recipe.train.mirror is not None:
+        check_mirror(recipe)
+        joined = start_process(recipe)
+        restore(recipe, folder, data, joined)
     record, source = read_run(folder), folder
     begins_from = None if record else extends
     if begins_from:
@@ -61,8 +68,8 @@ def train(
     check_batch_size(recipe.train.batch_size, len(data), world_size())
     classes = builder_for(recipe).classes(recipe, data)
     test, own = labeled_test(recipe, data), own_tests(recipe)
-    world = start_process(recipe)
-    with world.fail_together(), RunLock(folder) as lock:
+    world = joined or start_process(recipe)
+    with world.fail_together(), RunLock(folder) as lock, contextlib.ExitStack() as stack:
         check_ranks(recipe, data, test, world)
         precision = record.get("precision") or resolved_precision(recipe, world.device)
         start = initial_model(recipe, source, record)
@@ -77,8 +84,11 @@ def train(
             earlier.update(folder, recipe)
         world.barrier()
         about = {**start_record(world), **earlier.about()} if world.is_main else None
+        copied = world.is_main and recipe.train.mirror is not None
         run_log = RunLog(folder, running.total_steps, quiet, main=world.is_main, about=about, lock=lock)
         checkpoints = checkpoints_of(folder, recipe, running, run_log, checkpoint_record(recipe, classes, data))
+        if copied:
+            checkpoints.mirror = stack.enter_context(mirror(recipe, folder, run_log, checkpoints.keep_also))
         lines += start_messages(recipe, running, data, classes, folder, start, earlier)
         lines += learn_whitening(running.method, data, recipe, folder, world)
         for line in [*notes({"data": data, "test": test}), *lines] if world.is_main and not complete else ():

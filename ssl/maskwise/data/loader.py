@@ -188,8 +188,10 @@ class StepDataset(Dataset):
         epoch, index = self._samples(step)
         reader = Reader(self.dataset, self._shrink_factor(index, epoch) if self.jpeg_scaling else None)
         empty = torch.empty if buffer is None else BufferAllocator(self.buffers[buffer])
+        rows = (index % len(self.dataset)).tolist()
         try:
-            images = map(reader, range(len(index)), (index % len(self.dataset)).tolist())
+            self.dataset.expect(rows)
+            images = map(reader, range(len(index)), rows)
             global_crops, local_crops, params = self.multicrop.batch(images, index, epoch, empty)
         except UserError as error:  # returned as a value: an exception in a worker would arrive as a traceback
             return error

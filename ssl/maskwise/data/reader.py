@@ -34,6 +34,11 @@ class DecodedDataset:
     def __len__(self) -> int:
         return len(self.dataset)
 
+    def expect(self, indices: list[int]) -> None:
+        """Announce the images that are read next, to a dataset that reads ahead."""
+        if hasattr(self.dataset, "expect"):
+            self.dataset.expect(indices)
+
     def image(self, index: int) -> torch.Tensor:
         """Decode one image to uint8 [3, H, W]. Raises CorruptImage."""
         if not self.encoded:
@@ -115,6 +120,10 @@ class CachedDataset:
 
     def __len__(self) -> int:
         return len(self.dataset)
+
+    def expect(self, indices: list[int]) -> None:
+        """Announce the images that are read next, those in memory aside."""
+        self.dataset.expect([index for index in indices if index not in self._images])
 
     def image(self, index: int) -> torch.Tensor:
         """Return one image, uint8 [3, H, W]. Raises CorruptImage."""

@@ -45,7 +45,8 @@ class Checkpoints:
     `keep_also`. `meta` and `encoder_spec` go into
     every checkpoint. Only the main rank of `world` writes, the others wait. print_line receives one line when a damaged
     checkpoint is skipped or an old one cannot be removed. Tensors sharded over ranks are written through `shards`, each
-    rank its part. lock: that of the run folder; nothing is written after the folder was replaced.
+    rank its part. lock: that of the run folder; nothing is written after the folder was replaced. mirror: receives
+    each finished checkpoint (`engine.mirror.Mirror`).
     """
 
     def __init__(
@@ -60,11 +61,13 @@ class Checkpoints:
         shards=None,
         lock: RunLock | None = None,
         keep_also: int = 0,
+        mirror=None,
     ):
         self.folder = Path(folder) / "checkpoints"
         self.keep_also = keep_also
         self.keep, self.meta, self.encoder_spec = keep, meta or {}, encoder_spec
         self.world, self.print_line, self.shards, self.lock = world, print_line, shards, lock
+        self.mirror = mirror
 
     def save(
         self,
@@ -96,6 +99,8 @@ class Checkpoints:
                 problem = str(error) if isinstance(error, UserError) else write_error(f"the checkpoint {path}", error)
                 self._remove_temporary(PARTS)
             else:
+                if self.mirror:
+                    self.mirror.checkpoint(path)
                 self._prune(step)
         if self.world is None:
             failed = bool(problem)
@@ -156,9 +161,9 @@ class Checkpoints:
     def _prune(self, step, later: bool = True):
         """Keep the newest; checkpoints of later steps than the one just written are obsolete."""
         present = directories(self.folder)
-        earlier = [path for path in present if _step(path) <= step]
-        old = [path for path in earlier[self.keep :] if _step(path) != self.keep_also] if self.keep else []
-        obsolete = [path for path in present if _step(path) > step] if later else []
+        earlier = [path for path in present if step_of(path) <= step]
+        old = [path for path in earlier[self.keep :] if step_of(path) != self.keep_also] if self.keep else []
+        obsolete = [path for path in present if step_of(path) > step] if later else []
         try:
             for path in (*old, *obsolete):  # renamed first: a half-removed checkpoint must not look like one
                 os.rename(path, self.folder / f"{REMOVING}{path.name}")
@@ -184,8 +189,8 @@ def name(step: int) -> str:
 
 def directories(folder) -> list[Path]:
     """List the checkpoints in a folder `checkpoints`, the newest first."""
-    paths = [path for path in Path(folder).glob("step_*") if path.is_dir() and _step(path) is not None]
-    return sorted(paths, key=_step, reverse=True)
+    paths = [path for path in Path(folder).glob("step_*") if path.is_dir() and step_of(path) is not None]
+    return sorted(paths, key=step_of, reverse=True)
 
 
 def first_sound(folder, read: Callable[[Path], Any], print_line: Callable[[str], None]) -> Any:
@@ -268,7 +273,8 @@ def verify_checksum(text: bytes) -> dict:
     return meta
 
 
-def _step(path):
+def step_of(path: Path) -> int | None:
+    """Return the step in the name of a checkpoint's directory, None for another name."""
     digits = path.name.removeprefix("step_")
     return int(digits) if digits.isdigit() else None
 

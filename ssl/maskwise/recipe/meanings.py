@@ -254,6 +254,7 @@ MEANINGS: dict[str, dict[str, str]] = {
         "keep": "number of checkpoints that are kept; 0: all",
         "max_bad_steps": "stop after that many steps in a row with a loss or gradient that is not finite",
         "precision": "arithmetic of the networks; auto: bf16 where the device computes in it, else fp32",
+        "mirror": "folder in object storage that receives checkpoints, reports and metrics; null: none",
     },
     "evaluate": {
         "knn_every": "epochs between k-NN reports, and one at the end; 0: never",
@@ -275,5 +276,8 @@ MEANINGS: dict[str, dict[str, str]] = {
         "keep_memory": "reuse freed CPU memory in the next step",
         "shard": "split weights, gradients and moments over all ranks (fsdp), or over those of a node (hsdp)",
         "deterministic": "only GPU kernels with the same bits in every run",
+        "remote_timeout": "seconds for which a request to object storage is repeated before it is an error",
+        "remote_reads": "requests to object storage in flight, of each data worker",
+        "remote_cache": "GiB of images in object storage that are kept in the user's cache folder; 0: none",
     },
 }

@@ -122,8 +122,8 @@ class Recipe:
         return "\n".join(lines) + "\n"
 
     def hash(self) -> str:
-        """Return sixteen hex digits over every value that can change a result (section speed cannot)."""
-        values = {key: value for key, value in self.values.items() if not key.startswith("speed.")}
+        """Return sixteen hex digits over every value that can change a result (section speed, train.mirror cannot)."""
+        values = {key: value for key, value in self.values.items() if not key.startswith(("speed.", "train.mirror"))}
         return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
 
     def code(self) -> set[str]:

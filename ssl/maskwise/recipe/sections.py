@@ -8,6 +8,7 @@ from typing import Annotated, Any, ClassVar, Literal, Optional, Union
 
 from maskwise.bounds import Above, Count, Fraction, NonNegative, NonNegativeInt, Positive, Probability, Rate
 from maskwise.data.options import CropOptions, SupervisedCropOptions
+from maskwise.storage.options import RemoteOptions
 
 DECAY_SHARE = 0.2  # of the run, by default, in which schedule wsd decays (Hägele et al. 2024, sec. 4)
 
@@ -50,7 +51,7 @@ class Data(NamedSection):
     backbone.weights).
     """
 
-    set_by_build = frozenset({"seed", "channels"})
+    set_by_build = frozenset({"seed", "channels", "remote"})
 
     name: str = "folder"
     test_path: Optional[str] = None
@@ -218,7 +219,8 @@ class Train(Section):
 
     steps: replaces epochs; batch_size: global, split into `accumulate` micro-batches that make one step; save_every: in
     steps (null: each epoch); keep: checkpoints not deleted (0: all); max_bad_steps: stop after that many steps in a row
-    with a loss or gradient that is not finite.
+    with a loss or gradient that is not finite; mirror: a folder in object storage that receives each finished
+    checkpoint, the reports and the metrics, and from which a fresh machine continues (null: none).
     """
 
     epochs: Count = 100
@@ -230,6 +232,7 @@ class Train(Section):
     keep: NonNegativeInt = 2
     max_bad_steps: Count = 100
     precision: Literal["auto", "fp32", "bf16"] = "auto"
+    mirror: Optional[str] = None
 
 
 @dataclass(frozen=True)
@@ -261,7 +264,8 @@ class Speed(Section):
     compile: compile the blocks of the backbone; checkpointing: recompute these in the backward pass (auto: elementwise
     operations on a CPU, nothing on a GPU); keep_memory: reuse freed CPU memory in the next step; deterministic: only
     GPU kernels with the same bits in every run (slower; CPU runs repeat anyway); shard: split weights, gradients and
-    moments over all ranks (fsdp) or over those of a node (hsdp).
+    moments over all ranks (fsdp) or over those of a node (hsdp). remote_timeout, remote_reads, remote_cache: of images
+    in object storage, see `RemoteOptions`.
     """
 
     workers: Union[NonNegativeInt, Literal["auto"]] = "auto"
@@ -272,6 +276,13 @@ class Speed(Section):
     keep_memory: bool = True
     shard: Literal["none", "fsdp", "hsdp"] = "none"
     deterministic: bool = False
+    remote_timeout: Positive = 300.0
+    remote_reads: Count = 16
+    remote_cache: NonNegative = 4.0
+
+    def remote(self) -> RemoteOptions:
+        """Return how files in storage are read."""
+        return RemoteOptions(self.remote_timeout, self.remote_reads, self.remote_cache)
 
 
 SECTIONS = {

@@ -15,6 +15,7 @@ from maskwise.data.decoding import multichannel
 from maskwise.data.decoding.image import MAX_PIXELS
 from maskwise.data.decoding.multichannel import ValueRange
 from maskwise.errors import UserError
+from maskwise.storage.address import local, was_remote
 
 
 class ImageFiles:
@@ -105,7 +106,16 @@ class ImageFiles:
 
 
 def local_path(path: str | Path) -> Path:
-    """Return a path as the system spells it: under LC_ALL=C, text of a file stands for its UTF-8 bytes."""
+    """Return a path as the system spells it: under LC_ALL=C, text of a file stands for its UTF-8 bytes.
+
+    Raises UserError for an address in object storage, which datasets of local files cannot read.
+    """
+    if was_remote(path):
+        raise UserError(
+            f"{path} is in object storage, which is read as tar files or Parquet: pack the images into tar files "
+            "(data.name=tar), or give a local path"
+        )
+    path = local(str(path))
     return Path(os.fsdecode(str(path).encode("utf-8", "surrogateescape"))).expanduser()
 
 

@@ -24,6 +24,7 @@ from maskwise.data.datasets.left_out import (
 )
 from maskwise.data.datasets.packed_strings import PackedStrings
 from maskwise.errors import UserError
+from maskwise.storage.cache_folder import cache_folder
 
 CACHE_FROM = 10_000  # files; smaller folders are listed each time, in a fraction of a second
 SETTLED = 2.0  # seconds since the last change of a folder: a second change could share its time stamp
@@ -129,16 +130,9 @@ def kind_of(entry: os.DirEntry) -> str:
 
 def cache_file(root: Path, extensions: tuple[str, ...]) -> Path | None:
     """Return the cache file for a folder; None where caching is off or there is no home folder."""
-    setting = os.environ.get("MASKWISE_CACHE")
-    if setting == "none":
+    home = cache_folder()
+    if home is None:
         return None
-    if setting:
-        home = Path(setting)
-    else:
-        try:
-            home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "maskwise"
-        except RuntimeError:  # no home folder
-            return None
     identity = f"{VERSION} {os.path.realpath(root)} {extensions}"
     key = hashlib.sha256(identity.encode("utf-8", "surrogateescape")).hexdigest()[:24]
     return home / "index" / f"{key}.npz"

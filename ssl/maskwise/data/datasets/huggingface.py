@@ -27,6 +27,8 @@ from maskwise.data.decoding import multichannel
 from maskwise.data.decoding.image import MAX_PIXELS, PixelLimit
 from maskwise.data.decoding.multichannel import ValueRange
 from maskwise.errors import UserError
+from maskwise.storage.address import is_remote
+from maskwise.storage.options import RemoteOptions
 
 SAMPLED_ROWS = 256  # whose names and sizes identify a set: the encoded images themselves have to be read
 LABEL_COLUMNS = ("label", "labels", "fine_label", "class", "target")
@@ -38,11 +40,11 @@ FLAGS = ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE")
 class HuggingFace:
     """One split of a dataset of the `datasets` library (extra `hf`).
 
-    path: a folder written by `save_to_disk`, a folder of images or Parquet files, or the name of a dataset in the
-    library's cache; split: null takes `train`, or the only one; config: one of its configurations; image_column,
-    label_column: by default the first image column and the first column of class labels; classes, per_class, channels,
-    bits, max_pixels, value_range as `ImageFiles`. Labels that are null, empty or -1 are missing; a set that lacks some
-    has none.
+    path: a folder written by `save_to_disk`, a folder of images or Parquet files, the name of a set in the library's
+    cache, or Parquet files at s3://, gs://, http:// or https://, read as `remote` says; split: null takes `train`, or
+    the only one; config: one of its configurations; image_column, label_column: by default the first image column and
+    the first column of class labels; classes, per_class, channels, bits, max_pixels, value_range as `ImageFiles`.
+    Labels that are null, empty or -1 are missing; a set that lacks some has none.
     `.labels` int64 [n] or None, `.classes` names or None, `.no_labels` the reason where they are None. Raises UserError
     where the library, the dataset, the split or a column is missing, for a requested label column that lacks labels,
     and for a dataset that would have to be downloaded.
@@ -61,11 +63,12 @@ class HuggingFace:
         bits: int = 8,
         max_pixels: PixelLimit = MAX_PIXELS,
         value_range: ValueRange | None = None,
+        remote: RemoteOptions | None = None,
     ):
         check_options(per_class, bits, value_range)
         self.path, self.split, self.value_range = str(path), split, value_range
         self.channels, self.bits, self.max_pixels = channels, bits, max_pixels
-        table = open_split(self.path, split, config)
+        table = open_split(self.path, split, config, remote or RemoteOptions())
         types = {name: type(feature).__name__ for name, feature in table.features.items()}
         files = (name for name, feature in table.features.items() if is_file(feature))
         pictures = first_of_type(types, "Image") or next(files, None)
@@ -238,9 +241,15 @@ def texts_in(content) -> Iterator[str]:
             yield from texts_in(part)
 
 
-def open_split(path: str, split: str | None, config: str | None):
-    """Open one split with the library, offline. Raises UserError."""
+def open_split(path: str, split: str | None, config: str | None, remote: RemoteOptions):
+    """Open one split with the library, offline, or Parquet files in storage. Raises UserError."""
     datasets = library()
+    if is_remote(path):
+        if config is not None:
+            raise UserError(f"data.config chooses in a dataset's card, and {path} is read as files; leave it out")
+        from maskwise.data.datasets.remote_parquet import RemoteParquet
+
+        return RemoteParquet(path, split, remote)
     folder = local_path(path)
     try:
         with offline():

@@ -51,6 +51,11 @@ class Subset:
     def __len__(self) -> int:
         return len(self.rows)
 
+    def expect(self, indices) -> None:
+        """Start reading images that are wanted next, where the dataset does that."""
+        if hasattr(self.dataset, "expect"):
+            self.dataset.expect([self.rows[index] for index in indices])
+
     def image(self, index: int) -> Tensor:
         """Return one image, uint8 [3, H, W]."""
         return self.dataset.image(self.rows[index])

@@ -1,10 +1,12 @@
-"""Images in uncompressed tar files, read in place: one index of offsets, then one read per image."""
+"""Images in uncompressed tar files, read in place: one index of offsets, then one read per image.
+
+The files lie on a disk, or in storage that `maskwise.storage` reads by ranges.
+"""
 
 import glob
 import hashlib
 import os
 import re
-import tarfile
 from collections import Counter
 from pathlib import Path
 
@@ -14,12 +16,17 @@ import torch
 from maskwise.bounds import Count
 from maskwise.data.datasets.contents import FIRST_BYTES, OPENED, digest, names_digest, numbers_digest, sampled
 from maskwise.data.datasets.files import check_options, local_path
-from maskwise.data.datasets.left_out import image_endings, is_system, key_of, left_out, remedies_of
+from maskwise.data.datasets.left_out import image_endings, key_of, left_out, remedies_of
+from maskwise.data.datasets.remote_tars import names_of, open_remote
+from maskwise.data.datasets.tar_members import members
 from maskwise.data.decoding import multichannel
 from maskwise.data.decoding.image import MAX_PIXELS, CorruptImage, PixelLimit
 from maskwise.data.decoding.multichannel import ValueRange
 from maskwise.errors import UserError
 from maskwise.imaging.formats import common_endings
+from maskwise.storage.address import is_remote
+from maskwise.storage.options import RemoteOptions
+from maskwise.storage.range_reader import RangeReader
 
 RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
 
@@ -30,9 +37,10 @@ class Tar:
     Labels come from members `KEY.cls` next to `KEY.jpg` (a whole number as text) where there are any, else from the
     first folder below the common prefix of all names; without either there are no labels.
 
-    path: a tar file, a folder of them, or a pattern (`train-{0000..0146}.tar`, `train-*.tar`); split: a subfolder of
-    path; per_class: keep the first n images of each class; max_pixels: larger images count as unreadable; value_range:
-    the stored values that become black and white.
+    path: a tar file, a folder of them, or a pattern (`train-{0000..0146}.tar`, `train-*.tar`), also at s3://, gs://,
+    http://, https:// or file://; split: a subfolder of path; per_class: keep the first n images of each class;
+    max_pixels: larger images count as unreadable; value_range: the stored values that become black and white; remote:
+    how storage is read.
     `.labels` int64 [n] or None, `.classes` names or None. Raises UserError for a file that is missing, compressed or
     damaged, and for images without their .cls member.
     """
@@ -44,19 +52,27 @@ class Tar:
         per_class: Count | None = None,
         max_pixels: PixelLimit = MAX_PIXELS,
         value_range: ValueRange | None = None,
+        remote: RemoteOptions | None = None,
     ):
         check_options(per_class, 8, value_range)
         self.max_pixels, self.value_range = max_pixels, value_range
-        self.shards = find_shards(str(local_path(path)), split)
+        self.remote: RangeReader | None = None
+        if is_remote(path):
+            self.remote, indices = open_remote(str(path), split, numbered, remote or RemoteOptions())
+            self.shards = names_of(self.remote.addresses)
+            listed, texts = [index.members for index in indices], [index.texts for index in indices]
+        else:
+            self.shards = find_shards(str(local_path(path)), split)
+            listed, texts = map(members, self.shards), []
         names, places, classes, others, accepted = [], [], {}, Counter(), set(image_endings())
-        for number, shard in enumerate(self.shards):
-            for name, offset, size in members(shard):
+        for number, entries in enumerate(listed):
+            for name, offset, size in entries:
                 stem, extension = os.path.splitext(name)
                 if extension.lower() in accepted:
                     names.append(name)
                     places.append((number, offset, size))
                 elif extension == ".cls":
-                    classes[number, stem] = (offset, size)
+                    classes[number, stem] = texts[number][name] if texts else (offset, size)
                 else:
                     others[key_of(os.path.basename(name))] += 1
         if not names:
@@ -106,6 +122,11 @@ class Tar:
             raise CorruptImage(self.name(index), f"{self.shards[number].name} ends within it")
         return data
 
+    def expect(self, indices) -> None:
+        """Start reading images that are wanted next, in this order, where the files are remote."""
+        if self.remote is not None:
+            self.remote.expect(list(map(tuple, self.places[list(indices)].tolist())))
+
     def name(self, index: int) -> str:
         """Return the name of one image: tar file and member."""
         return f"{self.shards[self.places[index, 0]].name}/{self.names[index]}"
@@ -131,6 +152,8 @@ class Tar:
         return {**self.__dict__, "_open": {}}  # file descriptors are not shared between processes
 
     def _read(self, number: int, offset: int, size: int) -> bytes:
+        if self.remote is not None:
+            return self.remote.read(number, offset, size)
         if number not in self._open:
             self._open[number] = os.open(self.shards[number], os.O_RDONLY)
         # Unlike read, pread keeps no position: forked workers may share the descriptor.
@@ -145,7 +168,10 @@ class Tar:
                     f"data.path: {self.shards[number].name} has {name} without {stem}.cls; "
                     "give every image its class, or none"
                 )
-            text = self._read(number, *classes[number, stem]).decode("utf-8", "replace").strip()
+            entry = classes[number, stem]
+            text = (
+                (entry if isinstance(entry, bytes) else self._read(number, *entry)).decode("utf-8", "replace").strip()
+            )
             if not text.isascii() or not text.isdigit():
                 raise UserError(
                     f"data.path: {self.shards[number].name}: {stem}.cls has {text[:20]!r}; "
@@ -181,56 +207,22 @@ def find_shards(path: str, split: str | None) -> list[Path]:
 
 def expand(path: str) -> list[str]:
     """Expand a pattern: {000..146} counts, * and ? match existing files."""
+    return [
+        name
+        for one in numbered(path)
+        for name in (sorted(glob.glob(one)) if any(letter in one for letter in "*?[") else [one])
+    ]
+
+
+def numbered(path: str) -> list[str]:
+    """Expand {000..146} in a path to all its numbers."""
     match = RANGE.search(path)
-    if match:
-        first, last = match.groups()
-        before, after = path[: match.start()], path[match.end() :]
-        paths = (f"{before}{k:0{len(first)}d}{after}" for k in range(int(first), int(last) + 1))
-        return [name for numbered in paths for name in expand(numbered)]
-    return sorted(glob.glob(path)) if any(letter in path for letter in "*?[") else [path]
-
-
-def members(shard: Path) -> list[tuple[str, int, int]]:
-    """List (name, offset, bytes) of the regular files in a tar file, except hidden ones and those of system folders.
-
-    Raises UserError for a compressed or damaged file, and for links, devices and names that lead out of it.
-    """
-    entries = []
-    try:
-        with tarfile.open(shard, "r:", encoding="utf-8", errors="surrogateescape") as tar:
-            for member in tar:
-                if reason := refusal(member):
-                    raise UserError(f"data.path: {shard} contains {reason}")
-                if member.isreg() and not is_system(member.name):
-                    entries.append((member.name, member.offset_data, member.size))
-        return entries
-    except UserError:
-        raise
-    except OSError as error:
-        raise UserError(
-            f"data.path: cannot read {shard}: {error.strerror or error}; give tar files that can be read"
-        ) from None
-    except Exception as error:  # damaged headers raise many types
-        with open(shard, "rb") as file:
-            packed = file.read(4)[:2] in (b"\x1f\x8b", b"BZ", b"\xfd7", b"(\xb5")
-        reason = "is compressed, and cannot be read in place; unpack it to .tar"
-        if not packed:
-            reason = f"is not a valid tar file ({error})"
-        raise UserError(f"data.path: {shard} {reason}") from None
-
-
-def refusal(member: tarfile.TarInfo) -> str | None:
-    """Return what kind of member is refused and the remedy, None where it is accepted."""
-    name = member.name[:80]
-    if name.startswith("/"):
-        return f"an absolute path ({name}); create it without -P"
-    if ".." in member.name.split("/"):
-        return f"a path outside its folder ({name}); create it from relative paths without `..`"
-    if member.issym() or member.islnk():
-        return f"a link ({name} -> {member.linkname[:80]}); create it with --dereference"
-    if member.isreg() and not member.issparse() or member.isdir():
-        return None
-    return f"a special file ({name}); create it from regular files"
+    if not match:
+        return [path]
+    first, last = match.groups()
+    before, after = path[: match.start()], path[match.end() :]
+    paths = (f"{before}{k:0{len(first)}d}{after}" for k in range(int(first), int(last) + 1))
+    return [name for one in paths for name in numbered(one)]
 
 
 def labels_from_folders(names: list[str]) -> tuple[list[int] | None, list[str] | None]:

@@ -53,7 +53,8 @@ class RangeReader:
         with self._guard:
             self._uses = collections.Counter(places)
             self._waiting = collections.deque(self._uses)
-            self._started = {place: future for place, future in self._started.items() if place in self._uses}
+            kept = {place: future for place, future in self._started.items() if place in self._uses}
+            self._started = {place: one for place, one in kept.items() if not (one.done() and one.exception())}
             self._start()
 
     def map(self, function: Callable, items: Sequence) -> list:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 from maskwise.build.continuing import earlier_run
@@ -46,8 +47,13 @@ def store_of(recipe: Recipe) -> Store:
     return Store(KEY, Patience(recipe.speed.remote_timeout))
 
 
-def mirror(recipe: Recipe, folder: Path, run_log: RunLog, keep_also: int = 0) -> Mirror:
-    """Return the mirror of a run folder, to be entered on the main rank; keep_also: as for `Checkpoints`."""
+def mirror(recipe: Recipe, folder: Path, run_log: RunLog, keep_also: int = 0) -> AbstractContextManager[Mirror | None]:
+    """Return the mirror of a run folder, or a context of None without train.mirror and on ranks other than the main.
+
+    keep_also: as for `Checkpoints`.
+    """
+    if recipe.train.mirror is None or not run_log.main:
+        return nullcontext()
     return Mirror(
         folder, address_of(recipe), store_of(recipe), recipe.train.keep, run_log.print_line, keep_also=keep_also
     )

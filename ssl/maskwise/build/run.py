@@ -52,11 +52,7 @@ def train(
     folder = Path(out).expanduser()
     check_free(folder)
     data = dataset(recipe)
-    joined = None
-    if recipe.train.mirror is not None:
-        check_mirror(recipe)
-        joined = start_process(recipe)
-        restore(recipe, folder, data, joined)
+    joined = join_and_restore(recipe, folder, data)
     record, source = read_run(folder), folder
     begins_from = None if record else extends
     if begins_from:
@@ -84,11 +80,9 @@ def train(
             earlier.update(folder, recipe)
         world.barrier()
         about = {**start_record(world), **earlier.about()} if world.is_main else None
-        copied = world.is_main and recipe.train.mirror is not None
         run_log = RunLog(folder, running.total_steps, quiet, main=world.is_main, about=about, lock=lock)
         checkpoints = checkpoints_of(folder, recipe, running, run_log, checkpoint_record(recipe, classes, data))
-        if copied:
-            checkpoints.mirror = stack.enter_context(mirror(recipe, folder, run_log, checkpoints.keep_also))
+        checkpoints.mirror = stack.enter_context(mirror(recipe, folder, run_log, checkpoints.keep_also))
         lines += start_messages(recipe, running, data, classes, folder, start, earlier)
         lines += learn_whitening(running.method, data, recipe, folder, world)
         for line in [*notes({"data": data, "test": test}), *lines] if world.is_main and not complete else ():
@@ -106,6 +100,16 @@ def train(
             crops_per_batch=2 * recipe.train.batch_size // world.size // recipe.train.accumulate,
         )
         return {**result, "folder": str(folder)}
+
+
+def join_and_restore(recipe: Recipe, folder: Path, data) -> World | None:
+    """Join the ranks and fetch the run from its mirror; None without train.mirror, where the ranks join later."""
+    if recipe.train.mirror is None:
+        return None
+    check_mirror(recipe)
+    world = start_process(recipe)
+    restore(recipe, folder, data, world)
+    return world
 
 
 def checkpoints_of(folder: Path, recipe: Recipe, running: Trainer, run_log: RunLog, meta: dict) -> Checkpoints:

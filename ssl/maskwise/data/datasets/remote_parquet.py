@@ -26,7 +26,7 @@ HELD = 4  # row groups that a process holds: an image is read with its group
 
 
 class RangesFile(io.RawIOBase):
-    """A file as a stream that reads what is asked for, no more, so that the cache of ranges finds it again."""
+    """A file as a stream that reads exactly what is asked for, so that the cache finds it again."""
 
     def __init__(self, reader: RangeReader, number: int, size: int):
         self.reader, self.number, self.size, self.place = reader, number, size, 0

@@ -48,7 +48,7 @@ def store_of(recipe: Recipe) -> Store:
 
 
 def mirror(recipe: Recipe, folder: Path, run_log: RunLog, keep_also: int = 0) -> AbstractContextManager[Mirror | None]:
-    """Return the mirror of a run folder, or a context of None without train.mirror and on ranks other than the main.
+    """Return the mirror of a run folder; a context of None without train.mirror and on other ranks than the main.
 
     keep_also: as for `Checkpoints`.
     """

@@ -45,9 +45,8 @@ def train(
     """Run a recipe in the folder `out`, or continue the run that is there.
 
     accept_changed_data: continue on other images than before, with the run's own length of an epoch. extends: the run
-    that a new one begins from, see `extend`. Returns
-    {"status": "complete"|"preempted", "step", "skipped", "folder"}. Raises UserError before anything is written when
-    the folder, the images or the recipe cannot be used, or when the folder holds a run of another recipe or images.
+    that a new one begins from, see `extend`. Returns {"status": "complete"|"preempted", "step", "skipped", "folder"}.
+    Raises UserError before anything is written when folder, images or recipe cannot be used, or do not fit the run.
     """
     folder = Path(out).expanduser()
     check_free(folder)

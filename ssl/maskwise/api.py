@@ -4,32 +4,30 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-import torch
 from PIL import Image
 
 from maskwise.build import dataset, encoder
 from maskwise.build.classifiers import classifier_of
 from maskwise.build.images import images_at, value_range_of
-from maskwise.build.models import MODEL_OPTIONS, PIXEL_MODELS, model_title, opened_model, pixel_model
+from maskwise.build.models import MODEL_OPTIONS, PIXEL_MODELS, opened_model, pixel_model
 from maskwise.build.run_folder import recipe_of
 from maskwise.build.untrained import untrained_of
 from maskwise.data.datasets.labels import why_unlabeled
 from maskwise.data.notes import notes
 from maskwise.distributed.environment import world_size
 from maskwise.distributed.world import World
-from maskwise.engine.atomic_file import write_error
 from maskwise.errors import UserError
 from maskwise.evaluation import EVALUATIONS
 from maskwise.evaluation.report import Report
 from maskwise.export import load
-from maskwise.methods.masking import MASKINGS, NoMasking
 from maskwise.process.streams import print_notice
 from maskwise.recipe.evaluation_schedule import requested
 from maskwise.recipe.reading import read_recipe
+
+LOOK_LIMIT = 24  # images of a folder or frames of a video
 
 
 def datasets_at(name: str, role: str, path, channels: int = 3, value_range=None) -> dict:
@@ -194,100 +192,33 @@ def look(
     blocks: bool = False,
     beside: Sequence[str] = (),
     size: int | None = None,
+    limit: int = LOOK_LIMIT,
+    point: Sequence[float] | None = None,
+    json: str | os.PathLike | None = None,
     **of_model,
 ) -> Path:
-    """Draw images, their attention and the mask made from it on one PNG sheet at `out`.
+    """Draw what a model sees in images: a PNG sheet, an interactive HTML page, or a folder with both.
 
-    images: one or several, each a file or what `encoder.transform` takes. masking: by default attmask_high. In its
-    place: mass, the patches that hold this share of the attention; blocks, the class token's attention in every block;
-    beside, the attention of further models. size: pixels of a side, by default the model's. of_model: options of
-    `maskwise.load` for a model given by path.
+    images: one or several, each a file, a folder, a video or what `encoder.transform` takes. out: ends with .png or
+    .html; without an ending it is a folder for the page, a sheet of each image, and the numbers as JSON. Sheet and page
+    show whole images: attention of every head and block, the patches that hold `mass` of it, the masks of every
+    masking at `ratio`, boxes of LOST and DINO-seg, similarities to the patch at `point` (x, y from 0 to 1), principal
+    components. size: side in pixels of the square whose area an image gets, by default the model's; limit: images of
+    each folder or video, evenly spread. With a .png, three options draw smaller sheets of square crops of `size`:
+    masking, one masking's masks; blocks, the class token's attention in every block; beside, the attention of further
+    models; mass alone too. json: a file for the numbers: boxes and counts of patches. of_model: options of
+    `maskwise.load` for a model given by path. Returns `out`.
     """
-    from maskwise.evaluation.suite.attention_sheets import training_sheet
-    from maskwise.evaluation.suite.figure_sheets import figure_sheet
-    from maskwise.imaging.drawing import write_png
+    from maskwise.build.look import LookOptions, draw
 
-    encoder_ = opened_model(model, of_model)
-    if listed(beside) or blocks or mass is not None:
-        if masking is not None:
-            raise UserError("look: masking draws another sheet than mass, blocks and beside; leave it or them out")
-        if mass is not None and not (isinstance(mass, (int, float)) and 0 < mass <= 1):
-            raise UserError(f"look: mass is {mass}; it must be above 0 and at most 1, such as 0.6")
-        models = [(model_title(model), encoder_)]
-        models += [(model_title(each), opened_model(each, {})) for each in listed(beside)]
-        crops = uint8_crops(encoder_, images, value_range_of(model), size)
-        sheet = figure_sheet(models, crops, mass=mass, blocks=blocks)
-    else:
-        rule = masking_rule(encoder_, masking or "attmask_high", ratio)
-        crops = uint8_crops(encoder_, images, value_range_of(model), size)
-        sheet = training_sheet(encoder_, crops, rule, torch.arange(len(crops)))
-    out = Path(out).expanduser()
-    try:
-        write_png(out, sheet)
-    except OSError as error:
-        raise UserError(write_error(out, error)) from None
-    return out
-
-
-def masking_rule(encoder_, masking: str, ratio: float):
-    """Return the masking of `look`; raises UserError for one that the encoder's attention does not allow."""
-    from maskwise.nn.encoder import pooling_name
-
-    if masking not in MASKINGS:
-        raise UserError(f"no masking {masking}; there are {', '.join(MASKINGS)}")
-    if not 0 <= ratio <= 1:
-        raise UserError(f"look: ratio is {ratio}; it must be from 0 to 1")
-    pooling = getattr(encoder_, "pooling", None)
-    attends = getattr(pooling, "gives_attention", False)
-    if not attends and (masking == "none" or MASKINGS[masking].needs_attention):
-        subject = "this model" if pooling is None else f"pooling {pooling_name(pooling)}"
-        raise UserError(
-            f"look: {subject} gives no attention to draw or to mask by; masking=random or masking=block draws masks "
-            "alone"
-        )
-    return NoMasking() if masking == "none" else MASKINGS[masking](ratio=ratio, var=0.0, prob=1.0)
-
-
-def uint8_crops(encoder_, images, value_range, size: int | None) -> torch.Tensor:
-    """Return the encoder's crops of images, uint8 or uint16 [n, C, S, S]; raises UserError for none."""
-    if size is not None and (not isinstance(size, int) or size < 1):
-        raise UserError(f"look: size is {size}; it must be a number of pixels")
-    crops = [uint8_crop(encoder_, image, value_range, size) for image in listed(images)]
-    if not crops:
-        raise UserError("look: no images; give at least one")
-    return torch.stack(crops)
+    chosen = LookOptions(masking, ratio, mass, blocks, tuple(listed(beside)), size, limit, point, json)
+    return draw(model, opened_model(model, of_model), listed(images), Path(out).expanduser(), chosen)
 
 
 def listed(images) -> list:
     """Return images as a list; a file, a PIL image, an array or a tensor [C, H, W] is one image."""
     is_one = isinstance(images, (str, os.PathLike, Image.Image)) or getattr(images, "ndim", 4) < 4
     return [images] if is_one else list(images)
-
-
-def uint8_crop(encoder_, image, value_range=None, size: int | None = None) -> torch.Tensor:
-    """Return the encoder's crop of a file, or of what `encoder.transform` takes, as uint8.
-
-    value_range: with which a file is read. size: of the crop, by default the encoder's. Raises UserError for a file
-    that is missing or cannot be read.
-    """
-    from maskwise.data.decoding.multichannel import CorruptImage, decode
-
-    if isinstance(image, (str, os.PathLike)):
-        path = os.path.expanduser(image)
-        if not Path(path).is_file():
-            raise UserError(f"{path} is not a file; give image files")
-        try:
-            image = decode(path, str(path), len(encoder_.mean), value_range=value_range)
-        except CorruptImage as error:
-            raise UserError(f"cannot read the image {path}: {error.reason}") from None
-    if size is None:
-        crop = encoder_.uint8_crop(image)
-    else:
-        crop = replace(encoder_.transform, size=(size, size)).crop(image)
-    if crop.dtype == torch.uint8:
-        return crop
-    scale = 255 if crop.is_floating_point() else 1 / 257
-    return (crop.float() * scale).round().to(torch.uint8)
 
 
 def report(run) -> Report:

@@ -51,6 +51,7 @@ RUN_PAGES = {
     "faq.md",
     "evaluations.md",
     "embeddings.md",
+    "look.md",
     "runs.md",
 }  # the others' examples need data, files, libraries or machines that are not here
 

@@ -119,6 +119,7 @@ def test_wheel_holds_code_and_recipes(tmp_path):
         assert str(Path("maskwise") / path.relative_to(PACKAGE)) in names
     for path in (ROOT / "configs").rglob("*.yaml"):
         assert str(Path("maskwise/configs") / path.relative_to(ROOT / "configs")) in names
+    assert {f"maskwise/evaluation/look/page.{kind}" for kind in ("html", "css", "js")} <= names
     assert (
         not {name.split("/")[0] for name in names}
         - {"maskwise"}

@@ -48,6 +48,12 @@ class Browser:
         """Run JavaScript and return the value of its `return`."""
         return self.driver.execute_script(script, *arguments)
 
+    def wait(self, script, seconds=30):
+        """Wait until JavaScript returns something true; raises after so many seconds."""
+        from selenium.webdriver.support.ui import WebDriverWait
+
+        WebDriverWait(self.driver, seconds, poll_frequency=0.05).until(lambda driver: driver.execute_script(script))
+
     def find(self, selector):
         """Return the first element of a CSS selector; one that is missing raises."""
         return self.driver.find_element("css selector", selector)
@@ -88,8 +94,11 @@ class Browser:
         """Return the pixels of a <canvas> at its own size, uint8 [H, W, 4]."""
         width, height, text = self.run(
             """
-            const canvas = document.querySelector(arguments[0]);
-            const data = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height).data;
+            const canvas = document.querySelector(arguments[0]), copy = document.createElement("canvas");
+            Object.assign(copy, {width: canvas.width, height: canvas.height});
+            const context = copy.getContext("2d", {willReadFrequently: true});  // else Chromium warns of slow reading
+            context.drawImage(canvas, 0, 0);
+            const data = context.getImageData(0, 0, canvas.width, canvas.height).data;
             let text = "";
             for (let i = 0; i < data.length; i += 32768)
                 text += String.fromCharCode.apply(null, data.subarray(i, i + 32768));

@@ -12,6 +12,8 @@ from maskwise.errors import UserError
 from maskwise.process.progress import showing
 from maskwise.process.streams import is_first_rank
 
+KINDS = {".png": "sheet", ".html": "page", ".htm": "page"}  # of files that `look` writes
+
 
 def evaluate_parser() -> Parser:
     """Options of `maskwise evaluate`."""
@@ -167,29 +169,39 @@ def look_parser() -> Parser:
     """Options of `maskwise look`."""
     parser = Parser(
         "maskwise look",
-        description="Draw a model's attention over images, and the mask made from it, on one PNG sheet; or the "
-        "attention of several models, of every block, or the patches that hold most of it.",
+        description="Draw what a model sees in images: attention of every head and block, masks, boxes of objects, "
+        "similar patches; as a PNG sheet, an interactive HTML page, or a folder with both.",
     )
     parser.add_argument(
         "model", metavar="MODEL", type=os.path.expanduser, help="a run folder, an exported folder or a checkpoint file"
     )
     parser.add_argument(
         "images",
-        metavar="IMAGE",
+        metavar="IMAGE|FOLDER|VIDEO",
         type=os.path.expanduser,
         nargs="+",
-        help="image files; then masking=NAME ratio=SHARE, or mass=.6 blocks=true beside=[MODEL,...], size=PIXELS, and "
-        "the options of maskwise.load, as key=value",
+        help="images, folders of images or frames, videos; then size=PIXELS ratio=SHARE mass=SHARE point=[X,Y] "
+        "limit=N, on a PNG masking=NAME, blocks=true, mass=SHARE or beside=[MODEL,...] alone, and the options of "
+        "maskwise.load, as key=value",
     )
     parser.add_argument(
-        "--out", metavar="FILE", type=os.path.expanduser, default="look.png", help="the sheet (default: %(default)s)"
+        "--out",
+        metavar="FILE",
+        type=os.path.expanduser,
+        default="look.png",
+        help="FILE.png: a sheet, FILE.html: an interactive page, a name without an ending: a folder with the page, "
+        "one sheet for each image, and the numbers (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--json", metavar="FILE", type=os.path.expanduser, help="write boxes and counts of patches there"
     )
     return parser
 
 
 def look(words: list[str]) -> int:
-    """Draw attention and masks over images."""
+    """Draw what a model sees in images."""
     given = look_parser().parse_intermixed_args(words)
+    check_folder_of("--json", given.json)
     images = [word for word in given.images if os.path.exists(word) or "=" not in word]
     if not images:
         raise UserError("look: no image given; name at least one image file")
@@ -197,8 +209,10 @@ def look(words: list[str]) -> int:
     from maskwise.recipe.evaluation_schedule import options_of
 
     of_model, words = split([word for word in given.images if word not in images], "look")
-    api.look(given.model, images, given.out, **of_model, **options_of(words, "look", api.look))
-    print_line(f"sheet: {given.out}")
+    options = options_of(words, "look", api.look)
+    with showing("look"):
+        api.look(given.model, images, given.out, json=given.json, **of_model, **options)
+    print_line(f"{KINDS.get(os.path.splitext(given.out)[1].lower(), 'folder')}: {given.out}")
     return 0
 
 

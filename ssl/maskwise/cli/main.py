@@ -69,7 +69,11 @@ VERBS: dict[str, Verb] = {
         evaluating.baselines_parser,
         evaluating.baselines,
     ),
-    "look": Verb("draw a model's attention and the mask made from it", evaluating.look_parser, evaluating.look),
+    "look": Verb(
+        "draw what a model sees in images: attention, masks, boxes, as a sheet or an interactive page",
+        evaluating.look_parser,
+        evaluating.look,
+    ),
     "show": Verb("print a recipe with all defaults and their origins", inspecting.show_parser, inspecting.show),
     "list": Verb(
         "print the poolings, maskings, methods, backbones, datasets, evaluations, recipes or keys",

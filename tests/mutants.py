@@ -18,6 +18,7 @@ from support import (
     faults_of_crops,
     faults_of_embeddings,
     faults_of_evaluations,
+    faults_of_looks,
     faults_of_masks,
     faults_of_parts,
     faults_of_runs,
@@ -36,6 +37,7 @@ NN = "tests/nn/backbones/test_transformer.py"
 
 MUTANTS = {
     **faults_of_evaluations.FAULTS,
+    **faults_of_looks.FAULTS,
     **faults_of_crops.FAULTS,
     **faults_of_embeddings.FAULTS,
     **faults_of_parts.FAULTS,

@@ -8,6 +8,7 @@ from PIL import Image
 from export.folder.test_folder import build
 from maskwise import api
 from maskwise.errors import UserError
+from maskwise.imaging.panels import HEADING, MARGIN
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (40, 50, 3), dtype=np.uint8)
 
@@ -18,10 +19,17 @@ def test_look_takes_files_pictures_arrays_and_tensors(tmp_path):
     tensor = torch.from_numpy(PIXELS).permute(2, 0, 1)
     singles = [str(tmp_path / "photo.png"), tmp_path / "photo.png", picture, PIXELS, tensor]
     several = [[tmp_path / "photo.png"], [picture], tensor[None]]
-    sheets = {
-        api.look(encoder, images, tmp_path / f"{i}.png").read_bytes() for i, images in enumerate(singles + several)
+    sheets = [
+        np.array(Image.open(api.look(encoder, images, tmp_path / f"{i}.png")))
+        for i, images in enumerate(singles + several)
+    ]
+    below = MARGIN + HEADING  # files are headed by their names
+    assert len({sheet[below:].tobytes() for sheet in sheets}) == 1
+    assert np.array_equal(sheets[0], sheets[1]) and np.array_equal(sheets[2], sheets[4])
+    crops = {
+        api.look(encoder, images, tmp_path / "crops.png", masking="random").read_bytes() for images in singles + several
     }
-    assert len(sheets) == 1
+    assert len(crops) == 1
     api.look(encoder, [tensor / 255, PIXELS[..., 0]], tmp_path / "mixed.png")
     assert Image.open(tmp_path / "mixed.png").height > Image.open(tmp_path / "0.png").height
 

@@ -163,7 +163,7 @@ def test_look_draws_a_sheet(run, main, tmp_path):
         "",
         "maskwise: look: no image given; name at least one image file\n",
     )
-    accepted = "masking, ratio, mass, blocks, beside, size"
+    accepted = "masking, ratio, mass, blocks, beside, size, limit, point, json"
     assert (
         main("look", run, picture, "maskng=random")[2]
         == f"maskwise: look has no option maskng; did you mean `masking`?; it accepts {accepted}\n"

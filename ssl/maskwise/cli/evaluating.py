@@ -210,8 +210,9 @@ def look(words: list[str]) -> int:
 
     of_model, words = split([word for word in given.images if word not in images], "look")
     options = options_of(words, "look", api.look)
+    options |= {"json": given.json} if given.json else {}
     with showing("look"):
-        api.look(given.model, images, given.out, json=given.json, **of_model, **options)
+        api.look(given.model, images, given.out, **of_model, **options)
     print_line(f"{KINDS.get(os.path.splitext(given.out)[1].lower(), 'folder')}: {given.out}")
     return 0
 

@@ -89,7 +89,7 @@ def test_what_a_timm_model_cannot_give_is_one_line(tmp_path):
     with pytest.raises(UserError, match="takes 1 channels and its pretrained_cfg has a mean of 3"):
         TimmModel(timm.create_model("vit_tiny_patch16_224", in_chans=1, **VIT))
     with pytest.raises(UserError, match="look: this model gives no attention to draw"):
-        api.look(model, [tmp_path / "a.png"], tmp_path / "sheet.png")
+        api.look(model, [tmp_path / "a.png"], tmp_path / "sheet.png", masking="attmask_high")
 
 
 @pytest.mark.parametrize("model", [nn.Linear(2, 2), None, 3, {"a": 1}])

@@ -103,5 +103,5 @@ def opencv():
         raise UserError(
             "reading a video file needs OpenCV: pip install 'maskwise[video]', or give a folder of frames or a GIF"
         ) from None
-    cv2.setLogLevel(0)
+    cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)  # the error raised here says it in one line
     return cv2

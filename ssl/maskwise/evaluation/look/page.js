@@ -219,7 +219,7 @@ function drawAtlas() {  // a row for each head, a column for each layer
   $("atlas").hidden = now.layers.reduce((sum, layer) => sum + layer.maps, 0) < 2;
   if ($("atlas").hidden) return;
   const room = (table.clientWidth - 84) / now.layers.length - 9;
-  const width = Math.round(Math.max(52, Math.min(132, room)) * Math.min(1.3, Math.sqrt(columns / rows)));
+  const width = Math.round(Math.max(52, Math.min(132 * Math.min(1.3, Math.sqrt(columns / rows)), room)));
   const top = element("div", { className: "row head" }, element("span"));
   for (const layer of now.layers) {
     const name = element("div", { textContent: layer.title });
@@ -282,13 +282,17 @@ async function show(index) {
   }
   for (const name of ["attention", "mass"]) card(name).hidden = !now.layers.length;
   $("layer").max = Math.max(0, facts.layers.length - 1);
-  $("layer").disabled = facts.layers.length < 2;
+  $("layer").parentElement.hidden = facts.layers.length < 2;
+  $("head").parentElement.hidden = now.layers.every(layer => layer.maps === 1);
   $("boxes").replaceChildren(...Object.keys(facts.boxes).map(boxChoice));
   $("code-error").textContent = facts.code_error >= 0.005 ? `, to within ${facts.code_error.toFixed(2)}` : "";
   $("maskings").replaceChildren(...data.maskings.filter(([name]) => now.masks[name]).map(maskingChoice));
   $("frame").value = index;
   $("frame-name").textContent = `${index + 1} of ${data.images.length}: ${facts.name}`;
-  [...$("strip").children].forEach((button, i) => button.setAttribute("aria-current", i === index));
+  [...$("strip").children].forEach((button, i) => {
+    button.setAttribute("aria-current", i === index);
+    if (i === index) $("strip").scrollLeft = button.offsetLeft - ($("strip").clientWidth - button.offsetWidth) / 2;
+  });
   const [tall, wide] = facts.original;
   say("image", `${facts.name}, ${wide} x ${tall}`);
   say("colors", `${facts.grid[1]} x ${facts.grid[0]} patches`);

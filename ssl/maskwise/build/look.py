@@ -145,7 +145,7 @@ def crop_sheet(model, encoder, images: Sequence, chosen: LookOptions) -> np.ndar
 
 @dataclass
 class Collected:
-    """What was computed of all images: for the page, for sheets, and as numbers."""
+    """Results of all images: for the page, for sheets, and as numbers."""
 
     packed: list[Packed]
     maps: list[Maps]

@@ -34,7 +34,7 @@ class Layer:
 
 @dataclass
 class Maps:
-    """What a model computes for one image, on the CPU.
+    """Results of a model for one image, on the CPU.
 
     image uint8 [h, w, 3] as the model sees it; original (height, width) of the file; grid (rows, columns) of N patches;
     layers: attention, the first block's first, that which maskings follow last, [] without any; tokens float32 [N, D],

@@ -43,7 +43,7 @@ class Packed:
 
 @dataclass(frozen=True)
 class Settings:
-    """What the page shows at first: title and line below it, masking, ratio, mass, and the point (x, y), 0 to 1."""
+    """First state of the page: title and line below it, masking, ratio, mass, and the point (x, y), 0 to 1."""
 
     title: str
     about: str

@@ -8,4 +8,4 @@ source launch/env.sh
 "$PYTHON" -m maskwise train configs/pretrain/quickstart_shapes.yaml --out "$run"
 if [ -e "$run/preempted" ]; then exit 0; fi
 "$PYTHON" -m maskwise export "$run" --to "$run/exported"
-"$PYTHON" -m maskwise report "$run"
+"$PYTHON" -m maskwise report "$run" --measure

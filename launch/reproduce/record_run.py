@@ -2,7 +2,8 @@
 
 Curve and seconds come from the run folder; k-NN (k = 20) of the teacher and its baselines (untrained network, raw and
 whitened pixels) are measured on all labeled images of the recipe's data. For a supervised run the curve is top-1; with
-MAP, top-1 of the light form is measured too. The numbers of `maskwise report RUN` are taken over if it was run before.
+MAP, top-1 of the light form is measured too. The numbers of `maskwise report RUN --measure` are taken over if it
+was run before.
 """
 
 import functools

@@ -217,10 +217,13 @@ def test_export_round_trip(run, main, tmp_path):
     assert torch.equal(first.pooled, again.pooled)
 
 
-def test_report_prints_and_draws(run, main):
-    status, out, error = main("report", run)
+def test_report_measures_prints_and_draws(run, main):
+    status, out, error = main("report", run, "--measure")
     assert (status, error) == (0, "")
     assert "trained teacher" in out and (run / "pictures" / "curves.png").is_file()
+    assert out.splitlines()[-1] == f"page: {run / 'report.html'}"
+    table = out[out.index("k-NN top-1, per cent") : out.index("\n\n")]
+    assert table in (run / "report.html").read_text(encoding="utf-8"), "the page shows what was measured"
 
 
 def test_show(run, main):

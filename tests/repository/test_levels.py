@@ -26,7 +26,7 @@ ALLOWED = {
 }
 # composition: recipe and build above everything else, the commands above both
 BUILDERS = {"recipe", "build"}
-COMMANDS = {"api", "doctor", "bench"}
+COMMANDS = {"api", "doctor", "bench", "report"}
 TOP = {"cli", "__main__", "__init__"}
 FORBIDDEN_NAMES = {"utils", "util", "misc", "common", "helpers", "helper"}
 MODULES = sorted(PACKAGE.rglob("*.py"))

@@ -26,13 +26,12 @@ from safetensors.torch import load_file
 
 import maskwise
 from maskwise.nn import CLS
+from support.old_files import OLD, restored
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-OLD = Path(__file__).parents[1] / "fixtures" / "old"
 EXPECTED = json.loads((OLD / "expected.json").read_text())
 RUNS, RESEARCH, EXPORTS, CONVERTED = (EXPECTED[kind] for kind in ("runs", "research", "exports", "converted"))
-PACKED = ("last", "preempted", "metrics.jsonl", "bad_batches.jsonl", "README.md")  # stored with .txt appended
 CLOSE = {"atol": 1e-5, "rtol": 1e-5}  # for the order of float32 sums, see above
 SAME_BITS = ("2.13.0+cpu", "2.14.1+cu130")  # versions of torch with which the old code gave the bits of the fixtures
 KNN = {"knn": {"k": [1, 5]}}
@@ -46,17 +45,6 @@ def working_folder(tmp_path, monkeypatch):
     """Work in an empty folder, and compute whole last blocks as the old code did: the bits are its bits."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(CLS, "reads_patches", True)
-
-
-def restored(kind: str, name: str) -> Path:
-    """Copy a stored folder into the working folder, with the original file names."""
-    source, target = OLD / kind / name, Path(name).resolve()
-    for file in (path for path in source.rglob("*") if path.is_file()):
-        plain = file.name.removesuffix(".txt")
-        place = target / file.relative_to(source).parent / (plain if plain in PACKED else file.name)
-        place.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy(file, place)
-    return target
 
 
 def unpacked(value, tensors: dict):

@@ -102,10 +102,11 @@ def test_results_on_a_full_disk_are_printed_or_refused_in_one_line(disk, small_r
     output, error = capfd.readouterr()
     line = f"cannot write the report {small_run}/reports/knn.json {free_space}; the report is not saved there\n"
     assert output.startswith("top1 ") and error == line
-    assert cli.main(["report", str(small_run)]) == 0
+    assert cli.main(["report", str(small_run), "--measure", "--out", str(tmp_path / "page.html")]) == 0
     output, error = capfd.readouterr()
     assert "k-NN" in output and error.count("\n") == 1 and error.endswith("; the report is not saved there\n")
     for command, what in (
+        (["report", str(small_run)], "report.html"),
         (["export", str(small_run), "--to", f"{disk}/out"], f"{disk}/out"),
         (["convert", str(small_run), "--to", f"{disk}/x.safetensors", "--layout", "ibot", "--weights", "teacher"], "x"),
         (["evaluate", "knn", str(small_run), *words, f"cache={disk}/cache"], f"the feature cache {disk}/cache"),

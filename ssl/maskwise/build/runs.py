@@ -16,6 +16,7 @@ import numpy as np
 
 from maskwise.build.run_folder import read_run, recipe_of
 from maskwise.data.loader import steps_per_epoch
+from maskwise.engine.run_curves import ACCURACY, LOSSES, curve, is_number, report_curve
 from maskwise.engine.run_end import FAILED, PREEMPTED
 from maskwise.engine.run_lock import holder
 from maskwise.engine.run_log import read_metrics
@@ -243,11 +244,6 @@ def filtered(runs: Sequence[Run], conditions: Sequence[str]) -> list[Run]:
     return list(runs)
 
 
-def is_number(value) -> bool:
-    """Return whether a value can be compared with a number."""
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
-
-
 def matches(value, wanted: str) -> bool:
     """Return whether a value is the one written; of a list, whether it is one of them."""
     if isinstance(value, tuple):
@@ -279,15 +275,21 @@ def as_csv(runs: Sequence[Run]) -> str:
     return text.getvalue()
 
 
-def differences(first: Run, second: Run) -> dict[str, tuple[str, str]]:
-    """Return {key: (value of the first, of the second)} of two recipes. Raises UserError for one that is unreadable."""
-    for run in (first, second):
+def differences(*runs: Run) -> dict[str, tuple[str, ...]]:
+    """Return {key: value of each run} where recipes differ, section speed left out.
+
+    Raises UserError for a recipe that is unreadable.
+    """
+    for run in runs:
         if run.recipe is None:
             raise UserError(f"{run.path}: {run.note}")
-    return first.recipe.changes(second.recipe)
-
-
-CURVES = (("loss", "training loss"), ("cls", "loss of the CLS token"), ("patch", "loss of masked patches"))
+    first, *others = [run.recipe for run in runs if run.recipe is not None]
+    changes = [first.changes(other) for other in others]
+    values = {}
+    for key in dict.fromkeys(key for changed in changes for key in changed):
+        here = next(changed[key][0] for changed in changes if key in changed)
+        values[key] = (here, *(changed[key][1] if key in changed else here for changed in changes))
+    return values
 
 
 def comparison(first: Run, second: Run) -> np.ndarray:
@@ -295,36 +297,25 @@ def comparison(first: Run, second: Run) -> np.ndarray:
 
     Raises UserError where neither has logged a step.
     """
-    names = distinct_names(first.path, second.path)
+    names = distinct_names([first.path, second.path])
     charts = []
-    for key, title in CURVES:
+    for key, title in LOSSES.items():
         series = {name: curve(run.records, key) for name, run in zip(names, (first, second))}
         if all(series.values()) or (key == "loss" and any(series.values())):
             charts.append(line_chart(series, title, x_name="step"))
-    accuracy = {name: knn_curve(run.records) for name, run in zip(names, (first, second))}
+    accuracy = {name: report_curve(run.records, "knn", "top1") for name, run in zip(names, (first, second))}
     if any(accuracy.values()):
-        charts.append(line_chart(accuracy, "k-NN accuracy of the teacher (%)", x_name="step"))
+        charts.append(line_chart(accuracy, ACCURACY, x_name="step"))
     if not charts:
         raise UserError(f"neither {first.path} nor {second.path} has logged a step; there is nothing to draw")
     return np.concatenate(charts)
 
 
-def distinct_names(first: str, second: str) -> tuple[str, str]:
-    """Return the last parts of two paths that tell them apart."""
-    parts = [Path(path).resolve().parts for path in (first, second)]
+def distinct_names(paths: Sequence[str]) -> list[str]:
+    """Return the last parts of paths that tell them apart."""
+    parts = [Path(path).resolve().parts for path in paths]
     for count in range(1, max(map(len, parts)) + 1):
-        names = tuple("/".join(part[-count:]) for part in parts)
-        if names[0] != names[1]:
+        names = ["/".join(part[-count:]) for part in parts]
+        if len(set(names)) == len(names):
             return names
-    return f"{first} (1)", f"{second} (2)"
-
-
-def curve(records: list[dict], key: str) -> list[tuple[float, float]]:
-    """Return (step, value) of the logged steps with a number under this key."""
-    return [(record["step"], record[key]) for record in records if is_number(record.get(key))]
-
-
-def knn_curve(records: list[dict]) -> list[tuple[float, float]]:
-    """Return (step, top-1 accuracy) of the k-NN reports."""
-    reports = [record for record in records if record.get("report") == "knn"]
-    return [(record["step"], record["numbers"]["top1"]) for record in reports if "top1" in record["numbers"]]
+    return [f"{path} ({number})" for number, path in enumerate(paths, start=1)]

@@ -1,4 +1,4 @@
-"""`maskwise evaluate`, `maskwise baselines`, `maskwise look` and `maskwise report`."""
+"""`maskwise evaluate`, `maskwise baselines` and `maskwise look`."""
 
 from __future__ import annotations
 
@@ -214,27 +214,4 @@ def look(words: list[str]) -> int:
     with showing("look"):
         api.look(given.model, images, given.out, **of_model, **options)
     print_line(f"{KINDS.get(os.path.splitext(given.out)[1].lower(), 'folder')}: {given.out}")
-    return 0
-
-
-def report_parser() -> Parser:
-    """Options of `maskwise report`."""
-    parser = Parser(
-        "maskwise report",
-        description="Print and draw k-NN accuracy, masks on objects and the loss of a run, "
-        "compared with the untrained encoder, raw pixels and chance.",
-    )
-    parser.add_argument("run", metavar="RUN", type=os.path.expanduser, help="a run folder")
-    return parser
-
-
-def report(words: list[str]) -> int:
-    """Report on a finished run."""
-    given = report_parser().parse_intermixed_args(words)
-    from maskwise import api
-
-    with showing("report"):
-        text = api.report(given.run)
-    if text:
-        print_line(text)
     return 0

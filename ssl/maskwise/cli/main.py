@@ -9,7 +9,7 @@ import signal
 import sys
 
 from maskwise import __version__
-from maskwise.cli import embedding, evaluating, exporting, inspecting, replaying, running, training
+from maskwise.cli import embedding, evaluating, exporting, inspecting, replaying, reporting, running, training
 from maskwise.cli.console import print_error, print_line
 from maskwise.cli.verb import Verb
 from maskwise.engine.atomic_file import REMEDIES
@@ -91,7 +91,9 @@ VERBS: dict[str, Verb] = {
         exporting.convert,
     ),
     "report": Verb(
-        "print and draw what a run has learned, against its baselines", evaluating.report_parser, evaluating.report
+        "write one HTML page of a RUN, or of several compared: curves, k-NN, pictures, alarms, cost, recipe",
+        reporting.report_parser,
+        reporting.report,
     ),
     "replay": Verb(
         "rebuild the batch of any step of a run, draw it, and print the loss of each sample",

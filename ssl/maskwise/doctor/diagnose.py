@@ -80,10 +80,10 @@ def diagnose(folder, *overrides: str) -> Diagnosis:
     trained = [line for line in lines if "loss" in line]
     if not trained:
         return Diagnosis([("run", str(folder)), ("steps", "no step was logged yet")], [])
-    batch, ranks = recipe.train.batch_size, int(run.get("ranks", 1))
+    batch = recipe.train.batch_size
     per_epoch = max(1, steps_per_epoch(int(run.get("images", batch)), batch))
     total = recipe.train.steps or recipe.train.epochs * per_epoch
-    skipped_fact, skipped = skipped_steps(folder, trained)
+    skipped_fact, _ = skipped_steps(folder, trained)
     checkpoint_fact, damaged = checkpoints(folder)
     facts = [
         ("run", f"{folder}: {network_text(recipe)}"),
@@ -95,8 +95,16 @@ def diagnose(folder, *overrides: str) -> Diagnosis:
         ("images", unreadable_text(folder)),
         *knn_fact(lines),
     ]
-    alarms = lasting_alarms(recipe, lines, total, 2 * batch // ranks // recipe.train.accumulate)
-    return Diagnosis(facts, [*skipped, *alarms, *damaged])
+    return Diagnosis(facts, [*log_alarms(folder, recipe, lines, run, total), *damaged])
+
+
+def log_alarms(folder: Path, recipe: Recipe, lines: list[dict], run: dict, total: int) -> list[Alarm]:
+    """Return the alarms that hold at the end of a log, skipped steps first; run: run.json; total: steps of the run."""
+    trained = [line for line in lines if "loss" in line]
+    if not trained:
+        return []
+    crops = 2 * recipe.train.batch_size // int(run.get("ranks", 1)) // recipe.train.accumulate
+    return [*skipped_steps(folder, trained)[1], *lasting_alarms(recipe, lines, total, crops)]
 
 
 def run_information(folder: Path) -> dict:

@@ -239,7 +239,9 @@ def network_in_words(keys: Mapping[str, Any]) -> str:
 def expected(measured: Measured | None) -> str:
     """Describe what a run of a regime reached, beside its baselines."""
     if measured is None:
-        return "not yet measured; `maskwise report RUN` compares k-NN with the untrained network and raw pixels"
+        return (
+            "not yet measured; `maskwise report RUN --measure` compares k-NN with the untrained network and raw pixels"
+        )
     baselines = {
         "untrained": measured.untrained,
         "raw pixels": measured.raw_pixels,

@@ -14,6 +14,7 @@ from pathlib import Path
 from maskwise.compat import RENAMED_METRICS
 from maskwise.engine.append_file import AppendFile
 from maskwise.engine.atomic_file import atomic_path, write_atomic, write_error
+from maskwise.engine.run_curves import is_record
 from maskwise.engine.run_end import FAILED, PREEMPTED
 from maskwise.engine.run_lock import RunLock
 from maskwise.errors import UserError, printable
@@ -341,7 +342,7 @@ def read_records(path, step: float = math.inf) -> tuple[list[dict], int]:
             record = json.loads(text)
         except ValueError:
             break
-        if not text.endswith(b"\n") or record.get("step", 0) > step:
+        if not text.endswith(b"\n") or not is_record(record) or record.get("step", 0) > step:
             break
         records.append({RENAMED_METRICS.get(key, key): value for key, value in record.items()})
         length += len(text)

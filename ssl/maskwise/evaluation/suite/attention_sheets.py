@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -10,6 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from maskwise.engine.run_curves import ACCURACY, LOSSES, TARGETS, curve, report_curve
+from maskwise.engine.run_log import read_metrics
 from maskwise.evaluation.baselines import NAME, rows
 from maskwise.evaluation.features.extract import evaluating
 from maskwise.evaluation.report import Report
@@ -86,33 +87,23 @@ def normalized(encoder, images: Tensor) -> Tensor:
 
 def curves(metrics: str | Path) -> np.ndarray:
     """Draw the losses, target entropies and k-NN accuracies of a metrics.jsonl -> uint8 [H, W, 3]."""
-    lines = [json.loads(line) for line in Path(metrics).read_text(encoding="utf-8").splitlines() if line.strip()]
-    steps = [line for line in lines if "loss" in line]
-    reports = [{"step": line["step"], **line["numbers"]} for line in lines if line.get("report") == "knn"]
-    losses = {name: points(steps, name) for name in ("loss", "cls", "patch")}
-    pictures = [line_chart(losses, "training loss", x_name="step")]
-    optional = (
-        ({"teacher_entropy": "mean entropy", "teacher_spread": "entropy of the mean"}, steps, "teacher targets (nats)"),
-        ({"top1": "top-1", "top5": "top-5"}, reports, "k-NN accuracy of the teacher (%)"),
-    )
-    for names, source, title in optional:
-        series = {label: values for name, label in names.items() if (values := points(source, name))}
-        if series and source is reports:
-            series |= flat_lines(Path(metrics).parent, source)
-        if series:
-            pictures.append(line_chart(series, title, x_name="step"))
+    records = read_metrics(metrics)
+    pictures = [line_chart({key: curve(records, key) for key in LOSSES}, "training loss", x_name="step")]
+    targets = {label: points for key, label in TARGETS.items() if (points := curve(records, key))}
+    if targets:
+        pictures.append(line_chart(targets, "teacher targets (nats)", x_name="step"))
+    names = {"top1": "top-1", "top5": "top-5"}
+    accuracy = {label: points for key, label in names.items() if (points := report_curve(records, "knn", key))}
+    if accuracy:
+        steps = [step for step, _ in next(iter(accuracy.values()))]
+        accuracy |= flat_lines(Path(metrics).parent, (steps[0], steps[-1]))
+        pictures.append(line_chart(accuracy, ACCURACY, x_name="step"))
     return np.concatenate(pictures)
 
 
-def flat_lines(run: Path, reports: list[dict]) -> dict[str, list[tuple[float, float]]]:
-    """Return the baselines of a run as lines over the steps of its k-NN reports; {} for a run without any."""
+def flat_lines(run: Path, steps: tuple[float, float]) -> dict[str, list[tuple[float, float]]]:
+    """Return the baselines of a run as lines between two steps; {} for a run without any."""
     path = run / "reports" / f"{NAME}.json"
     if not path.is_file():
         return {}
-    ends = sorted({reports[0]["step"], reports[-1]["step"]})
-    return {name: [(step, value) for step in ends] for name, value in rows(Report.load(path)).items()}
-
-
-def points(lines: list[dict], name: str) -> list[tuple[float, float]]:
-    """Return (step, value) of the records with a number under this name."""
-    return [(line["step"], line[name]) for line in lines if isinstance(line.get(name), (int, float))]
+    return {name: [(step, value) for step in sorted(set(steps))] for name, value in rows(Report.load(path)).items()}

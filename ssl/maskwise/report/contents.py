@@ -91,7 +91,8 @@ def damage(folder: Path, about: dict) -> list[str]:
     try:
         read_recipe(folder, try_model=False)
     except UserError as error:
-        notes.append(f"recipe.yaml cannot be read: {error}".split("\n")[0])
+        lines = "; ".join(line.strip() for line in str(error).split("\n"))
+        notes.append(f"recipe.yaml cannot be read: {lines}")
     if not about:
         notes.append("run.json is missing or cannot be read")
     path = folder / "metrics.jsonl"

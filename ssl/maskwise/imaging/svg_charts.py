@@ -142,7 +142,7 @@ def digits(step: float, size: float) -> int:
 
 
 def thinned(points: Points, most: int = MOST_POINTS) -> list[tuple[float, float]]:
-    """Sort points and keep the least and the largest value of each of `most` / 2 equal stretches, and both ends."""
+    """Sort points; of more than `most`, keep both ends and the extremes of equal stretches."""
     points = sorted((float(x), float(y)) for x, y in points)
     if len(points) <= most:
         return points

@@ -115,7 +115,7 @@ def loss_topic(runs: Sequence[Contents]) -> Topic:
 
 
 def other_topics(runs: Sequence[Contents]) -> list[Topic]:
-    """Return a chart for each number of the log that has none, such as those of a method of one's own."""
+    """Return a chart for each further number of the log, such as those of an external method."""
     keys = dict.fromkeys(key for run in runs for record in run.trained for key in record if key not in KNOWN)
     return [Topic(key, {key: key}) for key in keys if any(curve(run.run.records, key) for run in runs)]
 

@@ -149,9 +149,10 @@ def loading(settings: Settings) -> dict:
     if folder is None:
         folder = str(Path(tempfile.gettempdir()) / "maskwise_natural_jpegs")
         natural_jpegs.write(Path(folder), 8 if settings.miniature else 256)
-    changes = [f"data.path={folder}", "data.name=folder", "data.split=null", "data.test_split=null"]
-    changes += ["speed.workers=0"] if settings.miniature else []
-    recipe, world = steps.recipe_of("vits16", settings.miniature, *changes), World(device=settings.torch_device())
+    changes = ["speed.workers=0"] if settings.miniature else []
+    data = (f"data.path={folder}", "data.split=null", "data.test_split=null")
+    recipe = steps.recipe_of("vits16", settings.miniature, *changes, data=data)
+    world = World(device=settings.torch_device())
     count = 2 if settings.miniature else 12
     batches = prefetch(build.stream(recipe, world, build.dataset(recipe), count + 2, 0), world.device)
     next(batches)

@@ -22,13 +22,13 @@ SMALL = {
 }
 
 
-def recipe_of(model: str, miniature: bool, *changes: str):
-    """Return the recipe of a row of BACKBONES: 2x224 + 10x96 crops, or tiny ones."""
+def recipe_of(model: str, miniature: bool, *changes: str, data: tuple[str, ...] = ("data=shapes", "data.count=64")):
+    """Return the recipe of a row of BACKBONES on images given by `data`: 2x224 + 10x96 crops, or tiny ones."""
     from maskwise.recipe.reading import read_recipe
 
     name, *words = BACKBONES[model]
     batch = 2 if miniature else BATCHES[model]
-    words += [f"train.batch_size={batch}", "evaluate.knn_every=0", "data=shapes", "data.count=64", "train.epochs=100"]
+    words += [f"train.batch_size={batch}", "evaluate.knn_every=0", "train.epochs=100", *data]
     if model != "resnet50":
         words += ["crops.global_size=224", "crops.local_size=96", "crops.local_number=10", "head.prototypes=8192"]
     return read_recipe(name, *words, *(SMALL[model] if miniature else ()), *changes)

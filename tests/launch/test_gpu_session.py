@@ -124,8 +124,37 @@ def test_the_run_log_is_summarized():
     )
 
 
+def test_missing_packages_are_named_in_one_line(tmp_path):
+    bare = tmp_path / "python"
+    bare.write_text(f'#!/bin/sh\nexec "{sys.executable}" -S "$@"\n')  # without site-packages
+    bare.chmod(0o755)
+    done = subprocess.run(
+        ["bash", "launch/reproduce/gpu.sh", "--out", str(tmp_path / "out")],
+        cwd=parts.ROOT,
+        env={"PATH": os.environ["PATH"], "PYTHON": str(bare)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 2 and not (tmp_path / "out").exists()
+    [line] = done.stderr.splitlines()
+    assert "lacks torch torchvision timm" in line and ".wheels" in line
+
+
+@pytest.fixture
+def default_kernels(monkeypatch):
+    """Undo what deterministic kernels set in this process."""
+    import torch
+
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
+    flags = torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark
+    yield
+    torch.use_deterministic_algorithms(False)
+    torch.utils.deterministic.fill_uninitialized_memory = True
+    torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = flags
+
+
 @pytest.mark.slow
-def test_parts_in_miniature(tmp_path):
+def test_parts_in_miniature(default_kernels):
     found = {"machine": parts.machine(TINY), "packed": parts.packed(TINY), "knn": parts.knn(TINY)}
     found |= {f"step {name}": steps.measure(name, False, TINY) for name in ("vits16", "resnet50")}
     found |= {"loading": parts.loading(TINY), "deterministic": groups.deterministic(TINY)}

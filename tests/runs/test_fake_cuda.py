@@ -43,7 +43,7 @@ BACKBONES = {
 }
 
 
-def slow_cases() -> dict[str, tuple[str, ...]]:
+def part_cases() -> dict[str, tuple[str, ...]]:
     """One case for each method, masking, backbone family and kind of recomputation, in turns of precision."""
     cases = {f"method {name}": (recipe, "train.precision=fp32") for name, recipe in METHODS.items()}
     cases |= {f"masking {name}": (METHODS["ibot"], f"masking.name={name}") for name in MASKINGS}
@@ -124,10 +124,10 @@ def test_planted_reads_copies_and_host_tensors_are_found(outcomes):
     assert "cpu" in outcome["host tensor"] and "cuda" in outcome["host tensor"]
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", slow_cases())
+@pytest.mark.long
+@pytest.mark.parametrize("name", part_cases())
 def test_methods_maskings_and_backbones_stay_on_the_device(outcomes, name):
-    check(outcomes(slow_cases())[name])
+    check(outcomes(part_cases())[name])
 
 
 @pytest.mark.long

@@ -39,7 +39,8 @@ def main(words: list[str] | None = None) -> int:
         if left < PARTS[name].usual * (0 if options.miniature else 1):
             print(f"{name}: {left:.0f} s are left, left to the next call", file=sys.stderr)
             continue
-        outcome = run_part(name, command_of(name, options, left), min(PARTS[name].limit, left))
+        limit = left if options.miniature else min(PARTS[name].limit, left)
+        outcome = run_part(name, command_of(name, options, left), limit)
         now = outcome.pop("record", None)
         if now is not None:
             now["command"] = "bash launch/reproduce/gpu.sh"

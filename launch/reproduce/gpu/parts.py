@@ -164,7 +164,7 @@ def loading(settings: Settings) -> dict:
     speed = count * recipe.train.batch_size / (time.perf_counter() - begin)
     del batches
     asked = {key: recipe.values[key] for key in recipe.origins if recipe.origins[key] == "command line"}
-    words = [f"{key}={json.dumps(value)}" for key, value in asked.items()]
+    words = [f"{key}={value if isinstance(value, str) else json.dumps(value)}" for key, value in asked.items()]
     options = [steps.BACKBONES["vits16"][0], *words, "--steps", str(count), "--images", "2"]
     result = train.run(train.parser().parse_args(options))
     result.pop("record")

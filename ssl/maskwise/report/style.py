@@ -44,7 +44,7 @@ th, td { text-align: left; padding: .3rem .8rem .3rem 0; border-bottom: 1px soli
 th { color: var(--soft); font-weight: 500; }
 td.number, th.number { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
 .scroll td, .scroll th { white-space: nowrap; } .fit th { overflow-wrap: normal; }
-.keys td:first-child { min-width: 10rem; }
+.keys td:first-child { min-width: 10rem; } .keys th { overflow-wrap: anywhere; }
 .facts th { width: 11rem; } @media (max-width: 40rem) { .facts th { width: 7rem; } }
 pre { font: .82rem/1.45 ui-monospace, monospace; background: var(--card); border-radius: 8px; padding: .8rem 1rem;
   overflow-x: auto; margin: .6rem 0; }

@@ -43,6 +43,9 @@ def test_look_names_a_file_that_is_missing_or_cannot_be_written(tmp_path):
 
 
 def test_other_images_are_refused_in_one_line():
-    for images, kind in (([PIXELS], "list"), (torch.utils.data.TensorDataset(torch.zeros(2)), "TensorDataset")):
+    for images, kind in (([PIXELS], "list"), (7, "int")):
         with pytest.raises(UserError, match=f"images are a folder, a list file, or a dataset .* this is a {kind}"):
             api.evaluate("knn", build(), train=images, test=images)
+    scalars = torch.utils.data.TensorDataset(torch.zeros(2))
+    with pytest.raises(UserError, match=r"dataset\[0\]: an image is \[C, H, W\]"):
+        api.evaluate("knn", build(), train=scalars, test=scalars)

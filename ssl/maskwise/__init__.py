@@ -14,6 +14,8 @@ HOMES = {
     "train": "maskwise.build",
     "evaluate": "maskwise.api",
     "embed": "maskwise.build.embedding",
+    "look": "maskwise.api",
+    "Embedder": "maskwise.build.embedder",
     "Backbone": "maskwise.nn",
     "Encoder": "maskwise.nn",
     "Features": "maskwise.nn",

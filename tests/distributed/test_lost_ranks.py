@@ -244,7 +244,7 @@ def faulty(fault, folder):
         with world.fail_together():
             trainer, run_log = (
                 make_trainer(12, world=world),
-                RunLog(folder, 12, quiet=True, tensorboard=False, main=world.is_main),
+                RunLog(folder, 12, quiet=True, loggers=(), main=world.is_main),
             )
             loop.fit(
                 trainer,

@@ -32,7 +32,7 @@ def run(
     total=12,
     on_batch=lambda step: None,
     stream=None,
-    tensorboard=False,
+    loggers=(),
     save_every=5,
     world_trainer=None,
     evaluations=None,
@@ -41,7 +41,7 @@ def run(
     **intervals,
 ):
     trainer = world_trainer or make_trainer(total)
-    run_log = RunLog(folder, total, quiet=True, tensorboard=tensorboard)
+    run_log = RunLog(folder, total, quiet=True, loggers=loggers)
     result = loop.fit(
         trainer,
         stream or (lambda start: Stream(start, total, on_batch)),
@@ -71,7 +71,7 @@ def test_run_writes_all_its_files(tmp_path):
         tmp_path,
         pictures=lambda method, batch: {"sheet": numpy.zeros((2, 2, 3), numpy.uint8)},
         picture_interval=8,
-        tensorboard=True,
+        loggers=("tensorboard",),
     )
     assert result == {"status": "complete", "step": 12, "skipped": 0}
     logged = untimed_lines(tmp_path)
@@ -254,7 +254,7 @@ def run_rank(folder):
     world.barrier()
     on_batch = interrupt(3, signal.SIGTERM) if first and world.rank == 1 else lambda step: None
     trainer = make_trainer(12, world=world)
-    run_log = RunLog(folder, 12, quiet=True, tensorboard=False, main=world.is_main)
+    run_log = RunLog(folder, 12, quiet=True, loggers=(), main=world.is_main)
     result = loop.fit(
         trainer,
         lambda start: Stream(start, 12, on_batch),

@@ -155,7 +155,7 @@ def test_replaced_folder_gets_no_checkpoint_or_picture_of_the_old_run(replaced, 
     with pytest.raises(UserError) as caught:
         Checkpoints(folder, lock=lock).save(2, {}, {})
     assert str(caught.value) == gone
-    run_log = RunLog(folder, 4, tensorboard=False, lock=lock)
+    run_log = RunLog(folder, 4, loggers=(), lock=lock)
     run_log.preempted(2)
     assert capsys.readouterr().err.splitlines()[0] == f"{gone}; tried again later, the run continues"
     assert sorted(os.listdir(folder)) == [".lock"]

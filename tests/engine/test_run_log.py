@@ -48,7 +48,7 @@ def test_unreadable_images_are_listed_and_announced_once(tmp_path, capsys):
     listed = tmp_path / "bad_images.txt"
     listed.write_text("".join(f"a.jpg\tcannot identify image file <_io.BytesIO object at {k}>\n" for k in range(9)))
     for start in range(3):  # restarts, each with another reason
-        run_log = RunLog(tmp_path, 8, tensorboard=False)
+        run_log = RunLog(tmp_path, 8, loggers=())
         for check in range(2):
             run_log.unreadable({"a.jpg": f"reason {start}", "b\u2028\n\udcff.jpg": f"reason\n{start} {check}"})
     assert listed.read_bytes().decode() == (
@@ -70,7 +70,7 @@ def test_a_folder_that_safetensors_could_not_open_is_refused(tmp_path):
 def test_later_and_torn_lines_are_cut(tmp_path):
     path = tmp_path / "metrics.jsonl"
     path.write_text('{"step": 2, "loss": 1.0}\n{"step": 4, "loss": 1.0}\n{"step": 6}\n{"st')
-    run_log = RunLog(tmp_path, 8, quiet=True, tensorboard=False)
+    run_log = RunLog(tmp_path, 8, quiet=True, loggers=())
     assert [line["step"] for line in run_log.open(4)] == [2, 4]
     run_log.log_step(6, {"loss": 2.0})
     run_log.close()
@@ -82,7 +82,7 @@ def test_leftovers_of_a_kill_are_deleted(tmp_path):
         (tmp_path / name).parent.mkdir()
         (tmp_path / name).write_text("ha")
     (tmp_path / "preempted").write_text("4\n")
-    run_log = RunLog(tmp_path, 8, quiet=True, tensorboard=False)
+    run_log = RunLog(tmp_path, 8, quiet=True, loggers=())
     run_log.open(4)
     run_log.close()
     assert sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*")) == [
@@ -95,7 +95,7 @@ def test_leftovers_of_a_kill_are_deleted(tmp_path):
 def test_every_start_is_listed_with_its_first_step(tmp_path):
     (tmp_path / "run.json").write_text('{"precision": "fp32"}')
     for step, ranks in ((0, 1), (4, 2)):
-        run_log = RunLog(tmp_path, 8, quiet=True, tensorboard=False, about={"ranks": ranks})
+        run_log = RunLog(tmp_path, 8, quiet=True, loggers=(), about={"ranks": ranks})
         run_log.open(step)
         run_log.close()
     assert json.loads((tmp_path / "run.json").read_text()) == {
@@ -107,7 +107,7 @@ def test_every_start_is_listed_with_its_first_step(tmp_path):
 def test_tensorboard_drops_steps_after_the_checkpoint_also_without_one_and_with_a_clock_set_back(tmp_path, monkeypatch):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    from maskwise.engine import tensorboard_file
+    from maskwise.engine.loggers import tensorboard as tensorboard_file
 
     for now, step, values in ((2000000000.5, 0, (1.0, 2.0)), (1999999999.0, 0, (3.0, 4.0)), (5.0, 2, (5.0,))):
         monkeypatch.setattr(tensorboard_file.time, "time", lambda: now)
@@ -142,7 +142,7 @@ def test_quiet_and_other_ranks_print_nothing(tmp_path, capsys):
 def test_plain_progress_lines_without_a_terminal(tmp_path, capsys, monkeypatch):
     now = [100.0]
     monkeypatch.setattr(module.time, "perf_counter", lambda: now[0])
-    run_log = RunLog(tmp_path, 400, tensorboard=False)
+    run_log = RunLog(tmp_path, 400, loggers=())
     run_log.open(0)
     for step in range(1, 25):
         now[0] += 1.0
@@ -160,7 +160,7 @@ def test_plain_progress_lines_without_a_terminal(tmp_path, capsys, monkeypatch):
 def test_slow_rate_is_not_shown_as_zero(tmp_path, capsys, monkeypatch):
     now = [100.0]
     monkeypatch.setattr(module.time, "perf_counter", lambda: now[0])
-    run_log = RunLog(tmp_path, 4, tensorboard=False)
+    run_log = RunLog(tmp_path, 4, loggers=())
     run_log.open(0)
     now[0] += 25.0
     run_log.count(1, 8)
@@ -171,7 +171,7 @@ def test_slow_rate_is_not_shown_as_zero(tmp_path, capsys, monkeypatch):
 
 def test_terminal_shows_one_bar_and_lines_above_it(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
-    run_log = RunLog(tmp_path, 4, tensorboard=False)
+    run_log = RunLog(tmp_path, 4, loggers=())
     run_log.open(0)
     run_log.count(1, 8)
     run_log.print_line("knn at step 1: top1 30")
@@ -189,7 +189,7 @@ def test_terminal_shows_one_bar_and_lines_above_it(tmp_path, capsys, monkeypatch
 def test_bar_fits_a_narrow_terminal(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
     monkeypatch.setattr(module.streams, "columns", lambda stream: 20)
-    run_log = RunLog(tmp_path, 4, tensorboard=False)
+    run_log = RunLog(tmp_path, 4, loggers=())
     run_log.open(0)
     run_log.count(1, 8)
     run_log.print_line("line")

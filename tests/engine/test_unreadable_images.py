@@ -65,7 +65,7 @@ def run(folder, on_batch=None, world=World()):
     stream = Stream(0, 12)
     if on_batch:
         stream.on_batch = lambda step: on_batch(stream, step)
-    run_log = RunLog(folder, 12, quiet=True, tensorboard=False, main=world.is_main)
+    run_log = RunLog(folder, 12, quiet=True, loggers=(), main=world.is_main)
     trainer = make_trainer(12, world=world)
     crops = lambda batch: (batch.global_crops, batch.local_crops)  # noqa: E731
     loop.fit(

@@ -7,7 +7,8 @@ from PIL import Image
 from torchvision import transforms
 
 from maskwise.errors import UserError
-from maskwise.nn.transform import Transform, luma, to_tensor
+from maskwise.imaging.tensors import luma, to_tensor
+from maskwise.nn.transform import Transform
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 SQUARE = Transform((32, 32), 0.875, MEAN, STD)

@@ -29,7 +29,8 @@ import torch  # noqa: E402
 
 import maskwise  # noqa: E402
 from maskwise import build  # noqa: E402, F401  (imported before the first fork, so that a start costs little)
-from maskwise.engine import append_file, checkpoint, run_log, tensorboard_file  # noqa: E402, F401
+from maskwise.engine import append_file, checkpoint, run_log  # noqa: E402, F401
+from maskwise.engine.loggers import tensorboard  # noqa: E402, F401
 from maskwise.engine.trainer import Trainer  # noqa: E402
 from maskwise.evaluation import EVALUATIONS  # noqa: E402
 from maskwise.evaluation import knn as knn_module  # noqa: E402

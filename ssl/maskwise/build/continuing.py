@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from maskwise.data.datasets.contents import contents, digest
 from maskwise.data.datasets.files import local_path
 from maskwise.data.datasets.folder import Folder
 from maskwise.data.datasets.subset import Subset
+from maskwise.data.own_crops import title
 from maskwise.engine.atomic_file import write_atomic
 from maskwise.errors import UserError
 from maskwise.export.initial_model import InitialModel
@@ -26,7 +28,7 @@ from maskwise.storage.address import is_remote
 PLACES = ("data.path", "data.root", "data.split", "data.classes")  # while the images are the same
 FREE = (
     *("data.test_path", "data.test_split", "data.corrupt_ceiling"),
-    *("train.log_every", "train.save_every", "train.keep", "train.max_bad_steps", "train.mirror"),
+    *("train.log_every", "train.save_every", "train.keep", "train.max_bad_steps", "train.mirror", "train.loggers"),
 )
 FREE_SECTION = "evaluate."
 START_MODEL = "method.start_from"  # another place of the same file
@@ -135,6 +137,14 @@ def earlier_run(folder: Path, recipe: Recipe, data, *, accept_changed_data: bool
     if "classes" in differences:
         raise UserError(f"{folder} was trained on other classes than these: give another --out")
     return EarlierRun(record, images, bool(differences), changes, notes)
+
+
+def check_same_transform(folder: Path, record: dict, transform: Callable | None) -> None:
+    """Raise UserError where a run is continued with another transform than it began with, or without one."""
+    before, now = record.get("transform"), title(transform)
+    if record and before != now:
+        was, given = (f"transform {name}" if name else "multi-crop" for name in (before, now))
+        raise UserError(f"{folder} was trained with {was}, not {given}: give the same, or another --out")
 
 
 def is_free(key: str) -> bool:

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
+from collections.abc import Callable
+from functools import partial
 
 from maskwise.build import supervised
 from maskwise.build.builders import builder_for
+from maskwise.build.images import Given, given_images
 from maskwise.data import loader
 from maskwise.data.datasets import holdout
 from maskwise.data.datasets.labels import why_unlabeled
+from maskwise.data.datasets.torch_dataset import RawItems
+from maskwise.data.decoding.image import CorruptImage
+from maskwise.data.own_crops import OwnCrops
 from maskwise.distributed.environment import local_world_size
 from maskwise.distributed.world import World
 from maskwise.errors import UserError
@@ -21,13 +28,15 @@ from maskwise.recipe.schema import named
 from maskwise.recipe.sections import Data
 from maskwise.recipe.signatures import parameters_of
 
+RGB = (0.0, 0.0, 0.0)  # as many channels as images have where data.mean is null
+SHOWN_TO_TRANSFORM = 16  # images that are tried before the run, until one can be read
 MOST_WORKERS = 10  # of one rank on a GPU, when speed.workers is auto
 
 
-def dataset(recipe: Recipe, role: str = "train"):
+def dataset(recipe: Recipe, role: str = "train", given=None):
     """Return the training images, or with role="test" the labeled test images (None when the recipe names none).
 
-    With data.holdout both are parts of one set.
+    With data.holdout both are parts of one set. given: the training images of a recipe with data.name=python.
     """
     data = recipe.data
     options, cls = data.keywords(), named("data", data.name)
@@ -35,6 +44,8 @@ def dataset(recipe: Recipe, role: str = "train"):
         options["channels"] = len(data.mean)
     if "remote" in parameters_of(cls)[0]:
         options["remote"] = recipe.speed.remote()
+    if given is not None:
+        cls = partial(given_images, given)
     if data.name == "shapes":
         options["seed"] = recipe.seed
         if role == "test":
@@ -62,7 +73,7 @@ def test_images(cls, options: dict, data: Data):
         raise UserError(f"test images: {text}") from None
 
 
-def labeled_test(recipe: Recipe, data):
+def labeled_test(recipe: Recipe, data, given: Given | None = None):
     """Return the test images of the evaluations during training, None where the recipe schedules none.
 
     `data` holds the training images. Raises UserError where labels are missing or classes are unknown to `data`.
@@ -71,7 +82,11 @@ def labeled_test(recipe: Recipe, data):
     plans = [plan for plan in scheduled(evaluate.also) if plan.test is None]
     if not (evaluate.knn_every or plans or evaluate.top1_every):
         return None
-    test = dataset(recipe, "test")
+    given = given or Given()
+    if given.test is None:
+        test = dataset(recipe, "test", given.dataset)
+    else:
+        test = given_images(given.test, len(recipe.data.mean or RGB))
     if test is None:
         return None
     if evaluate.top1_every:
@@ -107,9 +122,28 @@ def own_tests(recipe: Recipe) -> dict[tuple[str, str], dict]:
     return images
 
 
-def views(recipe: Recipe):
-    """Return the callable with which the loader makes crops of an image."""
-    return builder_for(recipe).views(recipe)
+def views(recipe: Recipe, transform: Callable | None = None):
+    """Return what the loader makes crops of images with; transform: of the user, in place of multi-crop."""
+    if transform is None:
+        return builder_for(recipe).views(recipe)
+    crops, channels = recipe.crops, len(recipe.data.mean or RGB)
+    sizes = {"global_size": crops.global_size, "local_size": crops.local_size, "local_number": crops.local_number}
+    return OwnCrops(transform, seed=recipe.seed, channels=channels, **sizes)
+
+
+def check_transform(recipe: Recipe, data, transform: Callable | None) -> None:
+    """Raise UserError for a transform that makes no crops for this recipe of the first readable image."""
+    if transform is None:
+        return
+    if recipe.learns_labels:
+        raise UserError(f"transform= is in place of multi-crop, and method {recipe.method.name} has none: leave it out")
+    if not callable(transform):
+        raise UserError(f"transform= is a {type(transform).__name__}; give a function: image -> list of crops")
+    items = RawItems(data)
+    for index in range(min(SHOWN_TO_TRANSFORM, len(items))):
+        with contextlib.suppress(CorruptImage):
+            views(recipe, transform).crops(items.image(index), index, 0)
+            return
 
 
 def inputs(recipe: Recipe, trainer):
@@ -117,11 +151,12 @@ def inputs(recipe: Recipe, trainer):
     return builder_for(recipe).inputs(recipe, trainer)
 
 
-def stream(recipe: Recipe, world: World, data, total_steps: int, start: int):
-    """Return this rank's batches of a run from step `start` on."""
+def stream(recipe: Recipe, world: World, data, total_steps: int, start: int, *, transform: Callable | None = None):
+    """Return this rank's batches of a run from step `start` on; transform: of the user, in place of multi-crop."""
+    own = transform is not None  # gets images as the dataset has them: neither cached nor decoded at a lower resolution
     return loader.batches(
-        data,
-        views(recipe),
+        RawItems(data) if own else data,
+        views(recipe, transform),
         repeats=recipe.augment.repeats,
         batch_size=recipe.train.batch_size,
         rank=world.rank,
@@ -131,10 +166,10 @@ def stream(recipe: Recipe, world: World, data, total_steps: int, start: int):
         total_steps=total_steps,
         workers=workers(recipe, world),
         pin_memory=world.device.type == "cuda",
-        cache=recipe.speed.cache,
+        cache="none" if own else recipe.speed.cache,
         corrupt_share=recipe.data.corrupt_ceiling,
         decoder=recipe.data.decoder,
-        jpeg_scaling=recipe.data.jpeg_scaling,
+        jpeg_scaling=recipe.data.jpeg_scaling and not own,
     )
 
 

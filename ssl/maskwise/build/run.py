@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -10,10 +11,12 @@ import torch
 
 from maskwise.build.baselines import RunBaselines
 from maskwise.build.builders import builder_for
-from maskwise.build.continuing import EarlierRun, earlier_run
+from maskwise.build.continuing import EarlierRun, check_same_transform, earlier_run
 from maskwise.build.evaluations import due_every, evaluations, masking_figure
 from maskwise.build.extension import Extension, extension
-from maskwise.build.inputs import dataset, inputs, labeled_test, own_tests, stream
+from maskwise.build.images import Given, recipe_of_given
+from maskwise.build.inputs import check_transform, inputs, labeled_test, own_tests, stream
+from maskwise.build.inputs import dataset as opened
 from maskwise.build.mirroring import check_mirror, mirror, restore
 from maskwise.build.networks import encoder, initial_model
 from maskwise.build.rank_agreement import check_ranks
@@ -26,6 +29,7 @@ from maskwise.data.notes import notes
 from maskwise.distributed.environment import world_size
 from maskwise.distributed.world import World
 from maskwise.engine.checkpoint import Checkpoints
+from maskwise.engine.loggers import check_loggers
 from maskwise.engine.loop import Intervals, fit
 from maskwise.engine.run_lock import RunLock, check_free
 from maskwise.engine.run_log import RunLog, prepare_folder
@@ -40,29 +44,52 @@ from maskwise.recipe.recipe import Recipe
 
 
 def train(
-    recipe: Recipe, out, *, quiet: bool = False, accept_changed_data: bool = False, extends: Extension | None = None
+    recipe: Recipe,
+    out,
+    *,
+    dataset=None,
+    test=None,
+    transform: Callable | None = None,
+    quiet: bool = False,
+    accept_changed_data: bool = False,
 ) -> dict:
     """Run a recipe in the folder `out`, or continue the run that is there.
 
-    accept_changed_data: continue on other images than before, with the run's own length of an epoch. extends: the run
-    that a new one begins from, see `extend`. Returns {"status": "complete"|"preempted", "step", "skipped", "folder"}.
-    Raises UserError before anything is written when folder, images or recipe cannot be used, or do not fit the run.
+    dataset: training images in place of those of the recipe, a map-style torch dataset of images, (image, label) or
+    {"image": image}; test: labeled test images of the same kind. transform: image -> two global and the recipe's number
+    of local crops, in place of multi-crop and its colors, its random draws keyed by (seed, epoch, sample).
+    accept_changed_data: continue on other images than before, with the run's own length of an epoch. Returns
+    {"status": "complete"|"preempted", "step", "skipped", "folder"}. Raises UserError before anything is written when
+    the folder, the images or the recipe cannot be used, or when the folder holds a run of another recipe or images.
     """
-    folder = Path(out).expanduser()
+    recipe = recipe if dataset is None else recipe_of_given(recipe)
+    return run_recipe(recipe, Path(out).expanduser(), Given(dataset, test, transform), quiet, accept_changed_data)
+
+
+def run_recipe(
+    recipe: Recipe, folder: Path, given: Given, quiet: bool, accept_changed_data: bool, extends: Extension | None = None
+) -> dict:
+    """Run a recipe in a folder, or continue the run that is there, as `train` and `extend` do.
+
+    extends: the run that a new one begins from.
+    """
     check_free(folder)
-    data = dataset(recipe)
+    check_loggers(recipe.train.loggers or ())
+    data = opened(recipe, given=given.dataset)
+    check_transform(recipe, data, given.transform)
     joined = join_and_restore(recipe, folder, data)
     record, source = read_run(folder), folder
     begins_from = None if record else extends
     if begins_from:
         record, source = begins_from.record, begins_from.run
+    check_same_transform(source, record, given.transform)
     epoch_images = record.get("images", len(data))  # the run's own, even if the images have changed
     recipe = fitted(recipe, epoch_images, world_size())
     before = begins_from.earlier if begins_from else partial(earlier_run, recipe=recipe)
     earlier = before(folder, data=data, accept_changed_data=accept_changed_data)
     check_batch_size(recipe.train.batch_size, len(data), world_size())
     classes = builder_for(recipe).classes(recipe, data)
-    test, own = labeled_test(recipe, data), own_tests(recipe)
+    test, own = labeled_test(recipe, data, given), own_tests(recipe)
     world = joined or start_process(recipe)
     with world.fail_together(), RunLock(folder) as lock, contextlib.ExitStack() as stack:
         check_ranks(recipe, data, test, world)
@@ -74,12 +101,13 @@ def train(
         complete = (folder / "checkpoints" / f"step_{running.total_steps:08d}").is_dir()
         inherited, lines = inherit(begins_from, folder, world)
         if world.is_main and (begins_from or not record):
-            write_run(folder, recipe, world, precision, earlier.images, start, inherited)
+            write_run(folder, recipe, world, precision, earlier.images, start, inherited, given.transform)
         elif world.is_main and not complete:
             earlier.update(folder, recipe)
         world.barrier()
         about = {**start_record(world), **earlier.about()} if world.is_main else None
-        run_log = RunLog(folder, running.total_steps, quiet, main=world.is_main, about=about, lock=lock)
+        files = {"main": world.is_main, "loggers": recipe.train.loggers or (), "about": about, "lock": lock}
+        run_log = RunLog(folder, running.total_steps, quiet, **files)
         checkpoints = checkpoints_of(folder, recipe, running, run_log, checkpoint_record(recipe, classes, data))
         checkpoints.mirror = stack.enter_context(mirror(recipe, folder, run_log, checkpoints.keep_also))
         lines += start_messages(recipe, running, data, classes, folder, start, earlier)
@@ -89,7 +117,7 @@ def train(
         baselines = RunBaselines(recipe, data, test, world, run_log, partial(encoder, recipe, start))
         result = fit(
             running,
-            partial(stream, recipe, world, data, running.total_steps),
+            partial(stream, recipe, world, data, running.total_steps, transform=given.transform),
             inputs(recipe, running),
             run_log,
             checkpoints,
@@ -127,15 +155,24 @@ def checkpoints_of(folder: Path, recipe: Recipe, running: Trainer, run_log: RunL
 
 
 def extend(
-    run, out, *overrides: str, quiet: bool = False, accept_changed_data: bool = False, **length: int | None
+    run,
+    out,
+    *overrides: str,
+    dataset=None,
+    test=None,
+    transform: Callable | None = None,
+    quiet: bool = False,
+    accept_changed_data: bool = False,
+    **length: int | None,
 ) -> dict:
     """Train a complete or stopped run for longer in the folder `out`, or continue there; the run stays as it is.
 
     length: `epochs`, or `steps` for a run that is counted in steps; overrides: `section.key=value`, of the schedule and
-    of what may change between starts. Returns what `train` returns. Raises UserError as `extension` and `train`.
+    of what may change between starts; dataset, test, transform: of `train`, where the run has them. Returns what
+    `train` returns. Raises UserError as `extension` and `train`.
     """
-    extends = extension(run, out, *overrides, **length)
-    return train(extends.recipe, out, quiet=quiet, accept_changed_data=accept_changed_data, extends=extends)
+    extends, given = extension(run, out, *overrides, **length), Given(dataset, test, transform)
+    return run_recipe(extends.recipe, Path(out).expanduser(), given, quiet, accept_changed_data, extends)
 
 
 def inherit(extends: Extension | None, folder: Path, world: World) -> tuple[dict, list[str]]:

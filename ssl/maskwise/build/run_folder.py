@@ -10,6 +10,7 @@ import shlex
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -17,6 +18,7 @@ import torch
 from maskwise import __version__
 from maskwise.data.class_matching import class_names
 from maskwise.data.decoding import jpeg
+from maskwise.data.own_crops import title
 from maskwise.distributed.world import World
 from maskwise.engine.atomic_file import write_atomic
 from maskwise.export.initial_model import InitialModel
@@ -41,8 +43,10 @@ def write_run(
     images: dict,
     start: InitialModel | None = None,
     inherited: dict | None = None,
+    transform: Callable | None = None,
 ) -> None:
-    """Write recipe.yaml (resolved) and run.json; images: their `contents`; inherited: entries of an extended run.
+    """Write recipe.yaml (resolved) and run.json; images: their `contents`; inherited: entries of an extended run;
+    transform: of the user, recorded by name.
 
     Raises UserError when the disk refuses.
     """
@@ -56,6 +60,8 @@ def write_run(
         **start_record(world),
         "command": shlex.join(["maskwise", *sys.argv[1:]]),
     }
+    if transform is not None:
+        record["transform"] = title(transform)
     if start:
         record["start"] = start.record()
     record |= inherited or {}

@@ -1,4 +1,4 @@
-"""The log of a run folder: metrics.jsonl, TensorBoard, pictures and the progress line."""
+"""The log of a run folder: metrics.jsonl, loggers, pictures and the progress line."""
 
 import contextlib
 import json
@@ -7,14 +7,15 @@ import os
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
-from maskwise.compat import RENAMED_METRICS
 from maskwise.engine.append_file import AppendFile
 from maskwise.engine.atomic_file import atomic_path, write_atomic, write_error
-from maskwise.engine.run_curves import is_record
+from maskwise.engine.loggers import Loggers
+from maskwise.engine.loggers.base import COMPLETE, LoggedRun
+from maskwise.engine.metrics_file import logged_after, read_records
 from maskwise.engine.run_end import FAILED, PREEMPTED
 from maskwise.engine.run_lock import RunLock
 from maskwise.errors import UserError, printable
@@ -50,8 +51,8 @@ class RunLog:
     """Write metrics, reports and pictures to a run folder and show progress on standard error.
 
     `quiet` shows nothing; a terminal gets a progress bar, anything else a plain line now and then. With `main` False
-    (ranks other than 0) it keeps time but writes and shows nothing. `about` describes this start for run.json. lock:
-    that of the folder; no report or picture is written after the folder was replaced.
+    (ranks other than 0) it keeps time but writes and shows nothing. loggers: names of LOGGERS. `about` describes this
+    start for run.json. lock: that of the folder; no report or picture is written after the folder was replaced.
     A disk that refuses a write never stops the run: the data is buffered, reported once, and written when possible.
     """
 
@@ -62,15 +63,18 @@ class RunLog:
         quiet: bool = False,
         *,
         main: bool = True,
-        tensorboard: bool = True,
+        loggers: Sequence[str] = ("tensorboard",),
         about: dict | None = None,
         lock: RunLock | None = None,
     ):
         self.folder, self.total_steps, self.main, self.about = Path(folder), total_steps, main, about
+        self.step = 0
         self.lock = lock
-        self.quiet, self.tensorboard = quiet or not main, tensorboard and main
+        self.quiet, self.logger_names = quiet or not main, loggers
         self.terminal = not self.quiet and streams.is_terminal(sys.stderr)
-        self.metrics = self.bad = self.events = None
+        self.metrics = self.bad = None
+        self.loggers = Loggers((), LoggedRun(self.folder))
+        self.status = FAILED  # until the last step, or a signal
         self.pending: dict[Path, Callable[[Path], None]] = {}
         self.listed: dict[str, str] = {}  # unreadable images, name -> reason
         self.loss, self.shown_at, self.bar = float("nan"), -1e9, ""
@@ -92,14 +96,16 @@ class RunLog:
                 return records
             if self.about is not None:
                 self._list_start(step)
-            self._open_files(path, length, step)
+            logged = logged_after(self.folder, step)
+            self._open_files(path, length, step, logged)
+            self.start_clock()  # loggers may take seconds to open
         except OSError as error:
             raise UserError(
                 f"{write_error(error.filename or path, error)}, then start the same command again"
             ) from None
         return records
 
-    def _open_files(self, path, length, step):
+    def _open_files(self, path, length, step, logged):
         self.metrics = AppendFile(path, keep=length, print_line=self.print_line)
         if (bad := self.folder / BAD_BATCHES).exists():
             self.bad = AppendFile(bad, keep=read_records(bad, step)[1], print_line=self.print_line)
@@ -107,11 +113,7 @@ class RunLog:
             (self.folder / ended).unlink(missing_ok=True)
         for unfinished in (*self.folder.glob("reports/.*_step_*"), *self.folder.glob("pictures/.*_step_*")):
             unfinished.unlink()  # written by a start that was killed
-        if self.tensorboard:
-            from maskwise.engine.tensorboard_file import TensorBoardFile
-
-            purge = step + 1 if step else 0
-            self.events = TensorBoardFile(self.folder / "tensorboard", purge=purge, print_line=self.print_line)
+        self.loggers = Loggers(self.logger_names, LoggedRun(self.folder, step, self.print_line), logged)
 
     def start_clock(self) -> None:
         """Restart the counts of images and waiting time, so that evaluation and saving are not counted as training."""
@@ -155,10 +157,7 @@ class RunLog:
         }
         self._write(record)
         self.loss = values.get("loss", self.loss)
-        if self.events:
-            for key, value in record.items():
-                if key != "step":
-                    self.events.scalar(f"train/{key}", value, step)
+        self.loggers.scalars({f"train/{key}": value for key, value in record.items() if key != "step"}, step)
         due = step >= self.total_steps or time.perf_counter() - self.shown_at > PLAIN_SECONDS
         if self.terminal or (not self.quiet and due):
             self._show()
@@ -169,11 +168,12 @@ class RunLog:
         """Save an evaluation's report in reports/ and write its numbers."""
         if not self.main:
             return
-        self._file(self.folder / "reports" / f"{name}_step_{step:08d}.json", report.save)
+        path = self.folder / "reports" / f"{name}_step_{step:08d}.json"
+        self._file(path, report.save)
         scalars = {key: value for key, value in report.numbers.items() if isinstance(value, (int, float))}
-        for key, value in scalars.items():
-            if self.events:
-                self.events.scalar(f"{name}/{key}", value, step)
+        self.loggers.scalars({f"{name}/{key}": value for key, value in scalars.items()}, step, name)
+        if path not in self.pending:
+            self.loggers.report(path, step, name)
         # The record comes last: after a kill, an evaluation without a record is repeated.
         self._write({"step": step, "report": name, "numbers": report.numbers})
         numbers = "  ".join(f"{key} {value:.4g}" for key, value in scalars.items())
@@ -182,7 +182,10 @@ class RunLog:
     def keep(self, name: str, report) -> None:
         """Save a report that holds for the whole run as reports/NAME.json."""
         if self.main:
-            self._file(self.folder / "reports" / f"{name}.json", report.save)
+            path = self.folder / "reports" / f"{name}.json"
+            self._file(path, report.save)
+            if path not in self.pending:
+                self.loggers.report(path, self.step, name)
 
     def alarm(self, step: int, kind: str, text: str) -> None:
         """Write and print one alarm."""
@@ -200,12 +203,12 @@ class RunLog:
                 self.bad.write((json.dumps(batch) + "\n").encode())
 
     def pictures(self, step: int, pictures: dict) -> None:
-        """Save uint8 pictures [H, W, 3] by name under pictures/ and in TensorBoard."""
+        """Save uint8 pictures [H, W, 3] by name under pictures/ and in the loggers."""
         for name, picture in pictures.items():
             path = self.folder / "pictures" / f"{name}_step_{step:08d}.png"
             self._file(path, partial(save_picture, picture=picture))
-            if self.events and path not in self.pending:
-                self.events.picture(name, path.read_bytes(), step)
+            if path not in self.pending:
+                self.loggers.picture(name, path, step)
 
     def unreadable(self, images: dict[str, str], any_rank: bool = False) -> None:
         """List replaced images (name -> reason) in bad_images.txt, each once, and print how many where some are new.
@@ -224,6 +227,7 @@ class RunLog:
 
     def preempted(self, step: int) -> None:
         """Write the file `preempted` and print how to continue."""
+        self.status = PREEMPTED
         if self.main:
             self._file(self.folder / PREEMPTED, partial(write_atomic, text=f"{step}\n"))
         saved = f"saved after step {step} of {self.total_steps}" if step else "no step was done yet"
@@ -238,7 +242,7 @@ class RunLog:
     def flush(self) -> None:
         """Sync everything written so far, and retry what the disk refused before."""
         self._write_pending()
-        for file in (self.metrics, self.bad, self.events):
+        for file in (self.metrics, self.bad, self.loggers):
             if file:
                 file.flush()
 
@@ -250,10 +254,11 @@ class RunLog:
         self._write_pending()
         if self.pending:
             self.print_line(f"could not be written: {', '.join(str(path) for path in self.pending)}")
-        for file in (self.metrics, self.bad, self.events):
+        for file in (self.metrics, self.bad):
             if file:
                 file.close()
-        self.metrics = self.bad = self.events = None
+        self.loggers.close(COMPLETE if self.step >= self.total_steps else self.status)
+        self.metrics = self.bad = None
 
     def _write(self, record):
         if self.metrics:
@@ -329,21 +334,3 @@ def save_picture(path: Path, picture) -> None:
 def read_metrics(path) -> list[dict]:
     """Read the complete records of a metrics.jsonl, up to a line truncated by a kill."""
     return read_records(path)[0]
-
-
-def read_records(path, step: float = math.inf) -> tuple[list[dict], int]:
-    """Read the records of a metrics.jsonl up to a step, under present names; returns them and their length in bytes."""
-    records: list[dict] = []
-    length = 0
-    if not Path(path).exists():
-        return records, length
-    for text in Path(path).read_bytes().splitlines(keepends=True):
-        try:
-            record = json.loads(text)
-        except ValueError:
-            break
-        if not text.endswith(b"\n") or not is_record(record) or record.get("step", 0) > step:
-            break
-        records.append({RENAMED_METRICS.get(key, key): value for key, value in record.items()})
-        length += len(text)
-    return records, length

@@ -16,6 +16,7 @@ from torch import Tensor
 
 # streams: the first part of every key, so that two purposes have different numbers
 CROP, COLOR, RATIO, COIN, HINT, MASK, DROP_PATH, ORDER, SHAPES = range(1, 10)
+DATASET, TRANSFORM = range(20, 22)  # seeds of code of the user, which draws from global generators
 
 # constants of SplitMix64 (Steele, Lea, Flood, OOPSLA 2014), as unsigned integers
 _GAMMA, _FIRST, _SECOND = 0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB

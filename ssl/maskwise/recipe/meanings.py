@@ -255,6 +255,7 @@ MEANINGS: dict[str, dict[str, str]] = {
         "max_bad_steps": "stop after that many steps in a row with a loss or gradient that is not finite",
         "precision": "arithmetic of the networks; auto: bf16 where the device computes in it, else fp32",
         "mirror": "folder in object storage that receives checkpoints, reports and metrics; null: none",
+        "loggers": "beside metrics.jsonl; wandb and mlflow are extras, and offline by default; null: none",
     },
     "evaluate": {
         "knn_every": "epochs between k-NN reports, and one at the end; 0: never",

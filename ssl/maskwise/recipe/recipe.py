@@ -30,6 +30,7 @@ from maskwise.recipe.sections import (
 )
 from maskwise.recipe.yaml_text import write
 
+NO_RESULT = ("speed.", "train.mirror", "train.loggers")  # keys that cannot change a result
 WIDEST_VALUE = 64  # columns before the origins, in `explained`
 
 
@@ -122,8 +123,8 @@ class Recipe:
         return "\n".join(lines) + "\n"
 
     def hash(self) -> str:
-        """Return sixteen hex digits over every value that can change a result (section speed, train.mirror cannot)."""
-        values = {key: value for key, value in self.values.items() if not key.startswith(("speed.", "train.mirror"))}
+        """Return sixteen hex digits over every value that can change a result, unlike section speed."""
+        values = {key: value for key, value in self.values.items() if not key.startswith(NO_RESULT)}
         return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
 
     def code(self) -> set[str]:

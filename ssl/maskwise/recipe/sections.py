@@ -51,7 +51,7 @@ class Data(NamedSection):
     backbone.weights).
     """
 
-    set_by_build = frozenset({"seed", "channels", "remote"})
+    set_by_build = frozenset({"seed", "channels", "remote", "dataset"})
 
     name: str = "folder"
     test_path: Optional[str] = None
@@ -220,7 +220,8 @@ class Train(Section):
     steps: replaces epochs; batch_size: global, split into `accumulate` micro-batches that make one step; save_every: in
     steps (null: each epoch); keep: checkpoints not deleted (0: all); max_bad_steps: stop after that many steps in a row
     with a loss or gradient that is not finite; mirror: a folder in object storage that receives each finished
-    checkpoint, the reports and the metrics, and from which a fresh machine continues (null: none).
+    checkpoint, the reports and the metrics, and from which a fresh machine continues (null: none); loggers: beside
+    metrics.jsonl, W&B and MLflow without network unless WANDB_MODE or MLFLOW_TRACKING_URI ask for it (null: none).
     """
 
     epochs: Count = 100
@@ -233,6 +234,7 @@ class Train(Section):
     max_bad_steps: Count = 100
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     mirror: Optional[str] = None
+    loggers: Optional[tuple[Literal["tensorboard", "wandb", "mlflow"], ...]] = ("tensorboard",)
 
 
 @dataclass(frozen=True)

@@ -271,6 +271,7 @@ def words(hint) -> str:
     if origin is tuple:
         item = inner[0].__origin__ if typing.get_origin(inner[0]) is typing.Annotated else inner[0]
         many = {int: "whole numbers", float: "numbers"}.get(item, "values")
+        many = f"{many} ({words(item)})" if typing.get_origin(item) is typing.Literal else many
         return f"a list of {many}" if inner[-1] is Ellipsis else f"a list of {len(inner)} {many}"
     return {int: "a whole number", float: "a number", bool: "true or false", str: "text", type(None): "null"}[hint]
 

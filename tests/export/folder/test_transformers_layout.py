@@ -11,7 +11,7 @@ from export.folder.test_folder import build
 from maskwise.export import write
 from maskwise.export.folder import verify
 from maskwise.imaging.resize import resize_image
-from maskwise.nn.transform import to_tensor
+from maskwise.imaging.tensors import to_tensor
 
 SIZES = [(280, 200), (200, 280), (255, 301), (301, 255), (64, 65), (500, 333), (333, 500), (37, 53), (20, 90)]
 

@@ -5,6 +5,7 @@ from maskwise.data.datasets.huggingface import HuggingFace
 from maskwise.data.datasets.list_file import ImageList
 from maskwise.data.datasets.shapes import Shapes
 from maskwise.data.datasets.tar import Tar
+from maskwise.data.datasets.torch_dataset import TorchDataset
 from maskwise.data.datasets.torchvision_sets import TorchvisionSet
 
 DATASETS = {
@@ -14,6 +15,7 @@ DATASETS = {
     "torchvision": TorchvisionSet,
     "huggingface": HuggingFace,
     "shapes": Shapes,
+    "python": TorchDataset,
 }
 
-__all__ = ["DATASETS", "Folder", "HuggingFace", "ImageList", "Shapes", "Tar", "TorchvisionSet"]
+__all__ = ["DATASETS", "Folder", "HuggingFace", "ImageList", "Shapes", "Tar", "TorchDataset", "TorchvisionSet"]

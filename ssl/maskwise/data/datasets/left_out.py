@@ -17,6 +17,7 @@ OWN_FILES = (
     ({"recipe.yaml"}, {"run.json", "checkpoints"}),
     ({"config.json"}, {"README.md"}, {"model.safetensors", "backbone.safetensors"}),
     ({"table.md"}, {"reports"}, {"features", "tensorboard"}),
+    ({"mlflow.db"}, {"artifacts", ".lock"}),
 )
 OWN_NAMES = {name for groups in OWN_FILES for group in groups for name in group}
 KINDS = 8  # that one line names

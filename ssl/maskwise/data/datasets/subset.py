@@ -10,6 +10,7 @@ from maskwise.data.datasets.contents import contents, numbers_digest
 
 BY_INDEX = (
     "source",
+    "item",
     "stored_range",
     "mask",
     "box",

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from maskwise.data.decoding.image import CorruptImage
 from maskwise.errors import UserError
-from maskwise.nn.transform import with_channels
+from maskwise.imaging.tensors import with_channels
 from maskwise.process.progress import images_read
 
 AHEAD = 3  # batches that are read while another is used

@@ -69,10 +69,7 @@ def train(
 def run_recipe(
     recipe: Recipe, folder: Path, given: Given, quiet: bool, accept_changed_data: bool, extends: Extension | None = None
 ) -> dict:
-    """Run a recipe in a folder, or continue the run that is there, as `train` and `extend` do.
-
-    extends: the run that a new one begins from.
-    """
+    """Run a recipe in a folder, or continue the run that is there; extends: the run that a new one begins from."""
     check_free(folder)
     check_loggers(recipe.train.loggers or ())
     data = opened(recipe, given=given.dataset)

@@ -162,6 +162,20 @@ def test_half_written_and_damaged_checkpoints_are_not_taken(place, whole, tmp_pa
     assert not (tmp_path / "fourth").exists() and not list(tmp_path.glob(".*"))
 
 
+@pytest.mark.slow
+def test_other_runs_and_recipes_are_refused(place, tmp_path):
+    address, _, client = place
+    train(tmp_path / "one", address, "train.epochs=1")
+    before = keys(client, address)
+    with pytest.raises(UserError, match=f"{address} was trained with .*train.epochs=1, not 2.*another train.mirror"):
+        train(tmp_path / "two", address)
+    assert not (tmp_path / "two").exists()
+    maskwise.train(maskwise.read_recipe(TINY, *SMALL, "seed=5"), out=tmp_path / "three", quiet=True)
+    with pytest.raises(UserError, match="holds another run than"):
+        train(tmp_path / "three", address, "seed=5")
+    assert keys(client, address) == before
+
+
 @pytest.mark.parametrize(
     "address, words",
     [

@@ -70,10 +70,11 @@ def test_foreign_run_folder_imports_nothing(place, capsys):
     assert cli.main(["train", "debug/tiny", "--out", "out", "data=own_code:Mine", *TINY]) == 0
     sys.modules.pop("own_code")
     Path("imported").unlink()
-    for words in (["evaluate", "knn", "out"], ["report", "out"], ["show", "out"]):
+    for words in (["evaluate", "knn", "out"], ["report", "out", "--measure"], ["show", "out"]):
         capsys.readouterr()
         assert cli.main(words) == 2
         assert "is code, and a recipe file alone does not import code" in capsys.readouterr().err
+    assert cli.main(["report", "out"]) == 0, "the page of a run needs no code"
     assert not Path("imported").exists()
 
 

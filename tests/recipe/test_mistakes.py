@@ -44,7 +44,8 @@ ALL = [
     "r.yaml: 9 mistakes",
     "  r.yaml:3: train.epochs: expects a whole number, not `ten`",
     "  r.yaml:5: optimizer.warmup_epoch: nothing reads this key; did you mean `warmup_epochs`?; section optimizer "
-    "accepts name, lr, lr_per, min_lr, warmup_epochs, warmup_lr, weight_decay, weight_decay_end, clip, clip_mode, "
+    "accepts name, lr, lr_per, min_lr, warmup_epochs, warmup_lr, schedule, "
+    "decay_share, weight_decay, weight_decay_end, clip, clip_mode, "
     "freeze_last_layer, betas, eps",
     "  r.yaml:7: optimizer.clip: must be at least 0, not -1.0",
     "  r.yaml:9: head.hiden: nothing reads this key; did you mean `hidden`?; section head accepts prototypes, hidden, "

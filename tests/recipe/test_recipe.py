@@ -169,7 +169,7 @@ def test_type_of_a_key_decides_how_a_value_is_read(recipe, line, key, value):
         (
             "optimizer: {name: sgd, betas: [.9, .99]}",
             "r.yaml:2: optimizer.betas: nothing reads this key; section optimizer accepts name, lr, lr_per, min_lr, "
-            "warmup_epochs, warmup_lr, weight_decay, weight_decay_end, clip, "
+            "warmup_epochs, warmup_lr, schedule, decay_share, weight_decay, weight_decay_end, clip, "
             "clip_mode, freeze_last_layer, momentum, nesterov",
         ),
         (

@@ -1,4 +1,4 @@
-"""The package changes no environment variable of the user's process, two places aside."""
+"""The package changes no environment variable of the user's process, four places aside."""
 
 import ast
 from pathlib import Path
@@ -9,6 +9,8 @@ PACKAGE = Path(__file__).parents[2] / "ssl" / "maskwise"
 CHANGES = {"setdefault", "update", "pop", "popitem", "clear", "putenv", "unsetenv"}
 ACCEPTED = {
     "engine/runtime.py",  # speed.deterministic: cuBLAS reads CUBLAS_WORKSPACE_CONFIG when it starts
+    "engine/loggers/mlflow.py",  # telemetry off, in runs that log to MLflow
+    "engine/loggers/wandb.py",  # error reports off, in runs that log to W&B offline
     "data/datasets/torchvision_sets.py",  # TORCH_FORCE_WEIGHTS_ONLY_LOAD, put back after reading
 }
 

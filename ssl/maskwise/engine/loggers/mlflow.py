@@ -105,7 +105,7 @@ class MLflowLogger(Logger):
 def locked(place: Path) -> Iterator[None]:
     """Create a folder and hold it for the block, so that runs that start together make one database."""
     place.mkdir(parents=True, exist_ok=True)
-    with open(place / ".lock", "w") as handle:
+    with open(place / ".lock", "wb") as handle:
         with contextlib.suppress(OSError):  # a disk without locks
             fcntl.flock(handle, fcntl.LOCK_EX)
         yield

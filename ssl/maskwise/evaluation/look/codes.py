@@ -26,7 +26,7 @@ class Codes:
 
     def cosines(self, patch: int) -> Tensor:
         """Return the cosines of one patch to all, float64 [N], computed as the page does."""
-        return (self.values.long() @ self.values[patch].long()).double() * self.scale**2
+        return (self.values.long() @ self.values[patch].long()).double().mul(self.scale**2).clamp(-1, 1)
 
     def decoded(self) -> Tensor:
         """Return the tokens, float32 [N, D]."""

@@ -79,7 +79,7 @@ function cosines(patch) {
   for (let i = 0; i < now.patches; i++) {
     let sum = 0;
     for (let k = 0; k < width; k++) sum += codes[i * width + k] * codes[patch * width + k];
-    values[i] = sum * scale;
+    values[i] = Math.max(-1, Math.min(1, sum * scale));
   }
   return values;
 }

@@ -57,6 +57,8 @@ def sizes(name: str) -> tuple[str, ...]:
     overrides = MAP_SIZES.get(
         resolved(name).backbone.name.partition("_")[0].removeprefix("se").rstrip("0123456789"), SIZES
     )
+    if resolved(name).method.name == "distill":
+        return tuple(word for word in overrides if not word.startswith("head."))
     if not resolved(name).learns_labels:
         return overrides
     supervised = [
@@ -75,6 +77,7 @@ def sizes(name: str) -> tuple[str, ...]:
 def miniature(name: str, *more: str) -> Recipe:
     """Return a shipped recipe with small sizes; recipes that continue a model start from random weights."""
     start = WITHOUT_START if name.startswith("continue/") else ()
+    start = ("method.model=support.tiny_teacher:TinyTeacher",) if name.startswith("distill/") else start
     optimizer = resolved(name).optimizer
     if optimizer.min_lr > optimizer.peak(8):  # the peak follows the batch, the last rate does not
         start = (*start, "optimizer.min_lr=0")

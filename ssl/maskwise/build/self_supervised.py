@@ -6,6 +6,7 @@ from functools import partial
 
 from torch import nn
 
+from maskwise.build import distillation
 from maskwise.data.augmentation import color
 from maskwise.data.multicrop import MultiCrop
 from maskwise.distributed.world import World
@@ -43,6 +44,8 @@ def classes(recipe: Recipe, data) -> None:
 
 def method(recipe: Recipe, encoder: Encoder, world: World, classes: None, precision: str) -> nn.Module:
     """Return the method on an encoder, with projection head and masking; a function of the recipe's seed."""
+    if "source" in parameters_of(named("method", recipe.method.name))[0]:
+        return distillation.method(recipe, encoder, world)
     with keyed_random.seed_scope(recipe.seed + 1):
         head = ProjectionHead(encoder.dim, **recipe.head.keywords())
     masking = named("masking", recipe.masking.name)(seed=recipe.seed, **recipe.masking.keywords())

@@ -17,6 +17,8 @@ def advice(recipe: Recipe, images: int) -> list[str]:
     steps = recipe.train.steps or recipe.train.epochs * per_epoch
     if recipe.learns_labels:
         return epoch_length(images, per_epoch)
+    if "head.prototypes" not in recipe.values:  # distillation has no prototypes, temperatures or moving teacher
+        return [*learning_rate(recipe, batch), *epoch_length(images, per_epoch)]
     return [
         *momentum(recipe, batch, steps),
         *learning_rate(recipe, batch),

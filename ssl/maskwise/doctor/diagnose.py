@@ -155,7 +155,7 @@ def speed_text(trained: list[dict], *, workers: bool, labels: bool) -> str:
 def lasting_alarms(recipe: Recipe, lines: list[dict], total: int, crops_per_batch: int) -> list[Alarm]:
     """Alarms of the logged lines that still hold at the end, in CAUSE_ORDER, with the recipe's values."""
     monitor = CollapseAlarms(
-        recipe.head.prototypes,
+        recipe.values.get("head.prototypes"),
         patch_prototypes=getattr(recipe.head, "patch_prototypes", None),
         crops_per_batch=crops_per_batch,
         total_steps=total,

@@ -244,6 +244,8 @@ class InitialModel:
             return "fresh: method.start_head=fresh"
         if source.head is None:
             return f"fresh: {source.headless}"
+        if not model.student.head.state_dict():
+            return "fresh: this method has no projection head"
         their_pooling = (self.spec["pooling"] or {}).get("name")
         own_pooling = pooling_name(model.student.encoder.pooling)
         if their_pooling != own_pooling:

@@ -12,10 +12,11 @@ KEY = "method.start_from"
 TIMM = "timm:"  # beginning of a timm name in place of a path
 
 
-def locate(name: str) -> tuple[Path, str | None]:
+def locate(name: str, key: str = KEY) -> tuple[Path, str | None]:
     """Return the file or folder of an initial model, and its timm name if a timm name was given.
 
-    Only hub: names use the network. Raises UserError if the model is neither on disk nor in a cache.
+    Only hub: names use the network; messages name `key` of the recipe. Raises UserError if the model is neither on disk
+    nor in a cache.
     """
     path = Path(name).expanduser()
     if path.exists():
@@ -28,9 +29,9 @@ def locate(name: str) -> tuple[Path, str | None]:
     import timm
 
     if timm.is_model(model.partition(".")[0]) and "/" not in model:
-        return cached_timm_weights(model, f"{KEY}: ", f"{KEY}=hub:"), model
+        return cached_timm_weights(model, f"{key}: ", f"{key}=hub:"), model
     raise UserError(
-        f"{KEY}: {name} does not exist; give a run folder, an exported folder, a weights file, a timm name, "
+        f"{key}: {name} does not exist; give a run folder, an exported folder, a weights file, a timm name, "
         "or hub:OWNER/NAME"
     )
 

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 
 @torch.no_grad()
@@ -32,6 +32,16 @@ def ema_(
     weight = (1.0 - momentum) * ok.to(old[0].device, torch.float64)
     torch._foreach_mul_(steps, weight.to(old[0].dtype))
     torch._foreach_add_(old, steps)
+
+
+@torch.no_grad()
+def average_(teacher: nn.Module, student: nn.Module, momentum: float, ok: Tensor | None = None) -> None:
+    """Move a network's weights and running statistics in place as `ema_` does; counters of batch norms are copied."""
+    old, new = ({**dict(network.named_parameters()), **dict(network.named_buffers())} for network in (teacher, student))
+    averaged = [name for name, value in old.items() if value.is_floating_point()]
+    ema_({name: old[name] for name in averaged}, {name: new[name] for name in averaged}, momentum, ok)
+    for name in old.keys() - set(averaged):
+        old[name].copy_(new[name] if ok is None else torch.where(ok, new[name], old[name]))
 
 
 def _local(tensor: Tensor) -> Tensor:

@@ -20,6 +20,7 @@ class Method(nn.Module, ABC):
     has_patch_loss = False  # has a loss on masked patches: patch temperatures, patch prototypes
     shares_targets = False  # has `teacher_forward` and `share_targets`; `forward` takes `teacher`
     has_statistics = False  # `forward` takes `statistics` and then returns collapse statistics too
+    needs_momentum = True  # its teacher is the moving average of the student
     no_weight_decay_names: tuple[str, ...] = ()  # last parts of names of parameters without weight decay
 
     student: nn.Module

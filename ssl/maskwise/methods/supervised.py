@@ -120,17 +120,8 @@ class Supervised(Method):
     @torch.no_grad()
     def update_teacher(self, momentum: float, ok: Tensor | None = None) -> None:
         """Move the average of weights and running statistics where the 0-dim bool `ok` holds, without a host sync."""
-        if self.teacher is self.student:
-            return
-        teacher, student = (
-            {**dict(network.named_parameters()), **dict(network.named_buffers())}
-            for network in (self.teacher, self.student)
-        )
-        averaged = [name for name, value in teacher.items() if value.is_floating_point()]
-        ema.ema_({name: teacher[name] for name in averaged}, {name: student[name] for name in averaged}, momentum, ok)
-        for name in teacher.keys() - set(averaged):  # counters of batch norms are copied
-            new = student[name]
-            teacher[name].copy_(new if ok is None else torch.where(ok, new, teacher[name]))
+        if self.teacher is not self.student:
+            ema.average_(self.teacher, self.student, momentum, ok)
 
 
 def joined(parts: list):

@@ -157,7 +157,9 @@ def label_conflicts(values) -> list[Conflict]:
 
 def teacher_conflicts(values) -> list[Conflict]:
     """Return a missing teacher momentum, which self-distillation needs."""
-    if values["teacher.momentum"] is not None:
+    if values["teacher.momentum"] is not None or not getattr(
+        named("method", values["method.name"]), "needs_momentum", 1
+    ):
         return []
     text = "the teacher learns as the moving average of the student; give a momentum such as 0.996"
     return [("teacher.momentum", text)]
@@ -242,7 +244,8 @@ def unbuildable(values: Mapping[str, Any], doubtful: Collection[str] = ()) -> li
             except REFUSALS as error:
                 refused.append(refusal("pooling", error, values))
         section = "classifier" if learns_labels(values["method.name"]) else "head"
-        if section in doubtful_sections or (section == "classifier" and encoder is None):
+        absent = not any(key.startswith(section + ".") for key in values)
+        if absent or section in doubtful_sections or (section == "classifier" and encoder is None):
             return refused
         try:
             if section == "head":

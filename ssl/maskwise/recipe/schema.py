@@ -44,6 +44,7 @@ OURS_ALONE = ("optimizer",)
 # timm annotates no bounds: those of its arguments that a recipe is likely to set
 TIMM_BOUNDS = {"depth": AtLeast(1), "embed_dim": AtLeast(1), "num_heads": AtLeast(1), "mlp_ratio": Above(0)}
 
+TEMPERATURES = ("temp", "warmup_temp", "warmup_temp_epochs")
 # keys read by only one of the two kinds of methods, and defaults that supervised training changes
 SELF_SUPERVISED_KEYS = (
     "crops.",
@@ -61,6 +62,7 @@ SELF_SUPERVISED_KEYS = (
     "method.head_warmup_epochs",
 )
 SUPERVISED_KEYS = ("augment.", "classifier.", "evaluate.top1_every")
+HEADLESS_KEYS = ("head.", "optimizer.freeze_last_layer", "method.start_head")  # of methods with a projection head
 SUPERVISED_DEFAULTS = {
     "teacher.momentum": None,
     "evaluate.knn_every": 0,
@@ -230,6 +232,8 @@ def schema(names: dict[str, str], refused: dict[str, str]) -> tuple[dict[str, Ke
             unknown[section] = str(error)
     labeled = "method" in classes and learns_labels(names["method"])
     absent = () if "method" not in classes else SELF_SUPERVISED_KEYS if labeled else SUPERVISED_KEYS
+    if "method" in classes and not labeled and "head" not in parameters_of(classes["method"])[0]:
+        absent = (*absent, *HEADLESS_KEYS)
     withheld = withheld_keys(classes)
     keys = {"seed": Key(Annotated[int, AtLeast(0)], 0)}
     for section, cls in SECTIONS.items():
@@ -259,6 +263,7 @@ def withheld_keys(classes: dict[str, type]) -> set[str]:
     data_reads = reads.get("data", {"path", "split"})
     return {
         *(f"teacher.{key}" for key in ("patch_temp", "warmup_patch_temp") if key not in method_reads),
+        *(f"teacher.{key}" for key in TEMPERATURES if "method" in reads and "teacher_temp" not in method_reads),
         *(["head.patch_prototypes"] if "lambda2" not in method_reads else []),
         *(f"data.test_{key}" for key in ("path", "split") if "path" not in data_reads),
     }

@@ -139,7 +139,19 @@ class MethodSection(NamedSection):
 
     set_by_build = frozenset(
         {
-            *("encoder", "head", "classifier", "masking", "splits", "average", "seed", "all_sum", "world_size", "rank"),
+            *(
+                "encoder",
+                "head",
+                "source",
+                "classifier",
+                "masking",
+                "splits",
+                "average",
+                "seed",
+                "all_sum",
+                "world_size",
+                "rank",
+            ),
             *("teacher_temp", "warmup_teacher_temp", "warmup_teacher_temp_epochs"),
             *("patch_temp", "warmup_patch_temp", "warmup_patch_temp_epochs"),
         }

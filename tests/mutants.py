@@ -74,8 +74,8 @@ MUTANTS = {
         "engine/loop.py", {"        if final:\n": "        if True:\n"}, "tests/engine/test_full_disk.py"
     ),
     "metrics cut too late": Mutant(
-        "engine/run_log.py",
-        {'record.get("step", 0) > step:': 'record.get("step", 0) > step + 2:'},
+        "engine/metrics_file.py",
+        {'or record.get("step", 0) > step:': 'or record.get("step", 0) > step + 2:'},
         "tests/engine/test_run_log.py",
     ),
     "signals ignored until the loop starts": Mutant(

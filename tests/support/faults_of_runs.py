@@ -13,7 +13,7 @@ FAULTS = {
         "functional/schedules.py", {"return start if step <= first or not decay else": "return"}, SCHEDULES
     ),
     "checkpoint before the decay removed": Mutant(
-        "engine/checkpoint.py", {" if _step(path) != self.keep_also]": "]"}, f"{EXTENSION} -k wsd"
+        "engine/checkpoint.py", {" if step_of(path) != self.keep_also]": "]"}, f"{EXTENSION} -k wsd"
     ),
     "run extended from its decayed weights": Mutant(
         "build/extension.py",

@@ -31,6 +31,7 @@ def test_every_format_gives_the_same_pixels(tmp_path):
     for index in range(len(items)):
         assert torch.equal(dataset.image(index), expected), index
     assert dataset.labels is None and "no attribute `targets`" in dataset.no_labels
+    assert int(TorchDataset([torch.full((3, 4, 4), 0.999)]).image(0).min()) == 255  # rounded
 
 
 class Labeled(Noise):

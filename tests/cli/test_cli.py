@@ -259,6 +259,8 @@ def test_public_names_exist_and_export_is_a_function_and_a_package(run, tmp_path
         "train",
         "evaluate",
         "embed",
+        "look",
+        "Embedder",
         "export",
         "push_to_hub",
         "Encoder",

@@ -60,7 +60,7 @@ def test_every_row_has_a_meaning_and_every_meaning_a_row():
         (
             "optimizer.min_lr",
             [
-                ("method dino, ibot, mst", "a number", "1e-06", "at least 0", "recipe/sections.py"),
+                ("method dino, ibot, mst, distill", "a number", "1e-06", "at least 0", "recipe/sections.py"),
                 ("method supervised", "a number", "0.0", "at least 0", "recipe/sections.py"),
             ],
         ),
@@ -81,7 +81,7 @@ def test_every_row_has_a_meaning_and_every_meaning_a_row():
             "crops.global_scale",
             [
                 (
-                    "method dino, ibot, mst",
+                    "method dino, ibot, mst, distill",
                     "a list of 2 numbers",
                     "[0.25, 1.0]",
                     "above 0 and at most 1",

@@ -38,7 +38,11 @@ def curve(lines: list[dict]) -> list[dict]:
                 }
             )
         elif "loss" in line:
-            last = {key: round(line[key], 4) for key in ("loss", "cls", "patch", "teacher_entropy", "seconds")}
+            last = {
+                key: round(line[key], 4)
+                for key in ("loss", "cls", "patch", "teacher_entropy", "seconds")
+                if key in line
+            }
     return points
 
 

@@ -58,6 +58,33 @@ FAULTS = {
         {' or directories(folder / "checkpoints")': ""},
         "tests/build/test_whitening.py -k learned_once",
     ),
+    # distillation
+    "the teacher learns": Mutant(
+        "methods/distill.py",
+        {'object.__setattr__(self, "source", source.eval().requires_grad_(False))': "self.source = source.eval()"},
+        "tests/methods/test_distill.py -k micro",
+    ),
+    "another teacher accepted": Mutant(
+        "methods/distill.py", {"if digest is not None and not": "if False and not"}, "tests/methods/test_distill.py"
+    ),
+    "teacher in the student's normalization": Mutant(
+        "functional/distillation.py",
+        {"    return images * (std / new_std)": "    return images + 0 * (std / new_std)"},
+        "tests/methods/test_distill.py -k spelled",
+    ),
+    "patches compared on corners": Mutant(
+        "functional/distillation.py",
+        {'"bilinear", align_corners=False': '"bilinear", align_corners=True'},
+        "tests/functional/test_distillation.py",
+    ),
+    "loss on all patches in place of the masked": Mutant(
+        "methods/distill.py",
+        {'masked = self.patches == "masked"': "masked = False"},
+        "tests/methods/test_distill.py -k spelled",
+    ),
+    "running statistics of the average left behind": Mutant(
+        "functional/ema.py", {"**dict(network.named_buffers())": ""}, "tests/methods/test_distill.py -k convolutional"
+    ),
     # functional
     "KoLeo pushes one end only": Mutant(
         "functional/koleo.py", {"unit.gather(1": "unit.detach().gather(1"}, "tests/functional/test_koleo.py"

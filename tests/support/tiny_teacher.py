@@ -15,3 +15,7 @@ class TinyTeacher(nn.Module):
     def forward(self, x):
         """Return the map."""
         return self.layer(x).tanh()
+
+
+class Moved(TinyTeacher):
+    """The same weights under another name."""

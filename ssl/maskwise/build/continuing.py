@@ -29,6 +29,7 @@ PLACES = ("data.path", "data.root", "data.split", "data.classes")  # while the i
 FREE = (
     *("data.test_path", "data.test_split", "data.corrupt_ceiling"),
     *("train.log_every", "train.save_every", "train.keep", "train.max_bad_steps", "train.mirror", "train.loggers"),
+    "method.model",  # a teacher in another place: checkpoints hold the digest of its weights
 )
 FREE_SECTION = "evaluate."
 START_MODEL = "method.start_from"  # another place of the same file

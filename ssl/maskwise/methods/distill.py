@@ -101,7 +101,7 @@ class Distill(Method):
         if local_crops is not None and len(local_crops):
             locals_ = range(views, views + len(local_crops) // samples)
             keys = self.drop_path_keys(step, sample_ids, locals_, global_crops.device)
-            local = encoder(local_crops, attention=False, drop_key=keys).pooled
+            local = encoder(local_crops, attention=False, drop_key=keys, patches=False).pooled
             local = self.projections.pooled(local).unflatten(0, (-1, 1, samples))
             distances.append(distillation.cosine_distance(local, target[None]).flatten())
 

@@ -10,7 +10,7 @@ BEGINS = r"(?:file:/+|/(?!/)|~[\w.-]*/|\.\.?/|[A-Za-z]:[\\/]|\\\\)"  # of an abs
 WHOLE = re.compile(rf"{BEGINS}.+", re.S)
 IN_TEXT = re.compile(rf"(?<![\w./\\-]){BEGINS}[^\s'\"`,;|<>()\[\]{{}}]+")
 PATH_KEYS = {"path", "test_path", "train", "test", "root", "classes", "folder", "file", "cache"}
-MODEL_KEYS = {"start_from", "weights", "guide", "head"}
+MODEL_KEYS = {"start_from", "model", "weights", "guide", "head"}
 FILE_SUFFIXES = (".pth", ".pt", ".tar", ".safetensors", ".bin", ".ckpt")
 HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 

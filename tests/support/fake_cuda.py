@@ -169,6 +169,9 @@ def fake_cuda() -> Iterator[FakeGPU]:
 REAL_TO = nn.Module.to
 
 
-def plain_attention(q: Tensor, k: Tensor, v: Tensor, *, scale: float | None = None) -> Tensor:
-    """Attend by matrix products."""
-    return ((q @ k.transpose(-2, -1)) * (scale or q.shape[-1] ** -0.5)).softmax(dim=-1) @ v
+def plain_attention(
+    q: Tensor, k: Tensor, v: Tensor, attn_mask: Tensor | None = None, *, scale: float | None = None
+) -> Tensor:
+    """Attend by matrix products, with a bias added to the logits."""
+    logits = (q @ k.transpose(-2, -1)) * (scale or q.shape[-1] ** -0.5)
+    return (logits if attn_mask is None else logits + attn_mask).softmax(dim=-1) @ v

@@ -547,17 +547,19 @@ MUTANTS = {
     ),
     # continuing a run, words of the command line
     "changed images are not compared": Mutant(
-        "build/continuing.py",
+        "build/running/continuing.py",
         {"    differences = differing(known, images)\n": "    differences = []\n"},
-        "tests/build/test_continuing.py -k added",
+        "tests/build/running/test_continuing.py -k added",
     ),
     "an epoch follows the images of each start": Mutant(
-        "build/run.py", {'record.get("images", len(data))': "len(data)"}, "tests/build/test_continuing.py -k schedules"
+        "build/running/run.py",
+        {'record.get("images", len(data))': "len(data)"},
+        "tests/build/running/test_continuing.py -k schedules",
     ),
     "moved images are another recipe": Mutant(
-        "build/continuing.py",
+        "build/running/continuing.py",
         {'PLACES = ("data.path", ': 'PLACES = ("data.paths", '},
-        "tests/build/test_continuing.py -k moved",
+        "tests/build/running/test_continuing.py -k moved",
     ),
     "a recipe chosen for other images is used": Mutant(
         "cli/training.py",

@@ -13,7 +13,7 @@ from maskwise.build import dataset, encoder
 from maskwise.build.classifiers import classifier_of
 from maskwise.build.images import images_at, value_range_of
 from maskwise.build.models import MODEL_OPTIONS, PIXEL_MODELS, opened_model, pixel_model
-from maskwise.build.run_folder import recipe_of
+from maskwise.build.running.run_folder import recipe_of
 from maskwise.build.untrained import untrained_of
 from maskwise.data.datasets.labels import why_unlabeled
 from maskwise.data.notes import notes

@@ -204,6 +204,6 @@ def test_run_holds_its_lock_to_the_end(tmp_path, capfd, monkeypatch):
             check_free(folder)
         return {"status": "complete", "step": 2, "skipped": 0}
 
-    monkeypatch.setattr(build.run, "fit", fit)
+    monkeypatch.setattr(build.running.run, "fit", fit)
     assert cli.main(["train", "debug/tiny", "--out", str(folder), *SMALL]) == 0
     assert seen == [f"pid {os.getpid()} on {socket.gethostname()}\n"] and not (folder / ".lock").exists()

@@ -172,12 +172,14 @@ FAULTS = {
         "tests/runs/test_two_ranks.py",
     ),
     "whitened pixels not scaled": Mutant(
-        "functional/whitening.py",
+        "functional/whitening/features.py",
         {"return self.components / self.variances.sqrt()": "return self.components"},
         "tests/evaluation/test_baselines.py -k raw_pixels_are_wrong",
     ),
     "covariance about the first chunk": Mutant(
-        "functional/whitening.py", {" - torch.outer(offset, offset)": ""}, "tests/functional/test_whitening.py"
+        "functional/whitening/features.py",
+        {" - torch.outer(offset, offset)": ""},
+        "tests/functional/whitening/test_whitening.py",
     ),
     "whitening fitted to the test images": Mutant(
         "evaluation/knn.py",

@@ -46,12 +46,14 @@ FAULTS = {
         "nn/backbones/families/conv_stem.py", {"    embed.feature_ratio = (stem.patch, stem.patch)": "    pass"}, STEM
     ),
     "whitening without the mean": Mutant(
-        "functional/patch_whitening.py", {" - torch.outer(mean, mean)": ""}, "tests/functional/test_patch_whitening.py"
+        "functional/whitening/patches.py",
+        {" - torch.outer(mean, mean)": ""},
+        "tests/functional/whitening/test_patch_whitening.py",
     ),
     "whitening by the eigenvalue, not its root": Mutant(
-        "functional/patch_whitening.py",
+        "functional/whitening/patches.py",
         {"(values.clamp_min(0) + eps).sqrt()": "(values.clamp_min(0) + eps)"},
-        "tests/functional/test_patch_whitening.py",
+        "tests/functional/whitening/test_patch_whitening.py",
     ),
     "whitening learned again when a run continues": Mutant(
         "build/whitening.py",

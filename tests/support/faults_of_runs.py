@@ -3,7 +3,7 @@
 from support.mutant import Mutant
 
 SCHEDULES = "tests/functional/test_schedules.py"
-EXTENSION = "tests/build/test_extension.py"
+EXTENSION = "tests/build/running/test_extension.py"
 REPLAY = "tests/doctor/test_replay.py"
 SAMPLES = "tests/methods/test_sample_losses.py"
 
@@ -16,12 +16,14 @@ FAULTS = {
         "engine/checkpoint.py", {" if step_of(path) != self.keep_also]": "]"}, f"{EXTENSION} -k wsd"
     ),
     "run extended from its decayed weights": Mutant(
-        "build/extension.py",
+        "build/running/extension.py",
         {"return (*agrees, *(path for path in checkpoints if path not in agrees))": "return tuple(checkpoints)"},
         f"{EXTENSION} -k wsd",
     ),
     "run extended on other images": Mutant(
-        "build/extension.py", {"if differences and not accept_changed_data:": "if False:"}, f"{EXTENSION} -k mistakes"
+        "build/running/extension.py",
+        {"if differences and not accept_changed_data:": "if False:"},
+        f"{EXTENSION} -k mistakes",
     ),
     "step replayed with the keys of the next": Mutant(
         "doctor/replay.py", {"made.step_index = wanted\n": "made.step_index = wanted + 1\n"}, f"{REPLAY} -k own"

@@ -47,7 +47,7 @@ def describe(device=None, seed: int | list[int] | None = None, command: str | No
     import torch
 
     from maskwise.bench.machine import processor
-    from maskwise.build.run_folder import commit  # imported late: the memory of benchmark processes is measured
+    from maskwise.build.running.run_folder import commit  # imported late: the memory of benchmark processes is measured
 
     on_gpu = device is not None and device.type == "cuda"
     return {

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from maskwise import __version__
-from maskwise.build.continuing import PARTS, differing
+from maskwise.build.running.continuing import PARTS, differing
 from maskwise.data.datasets.contents import contents, numbers_digest
 from maskwise.distributed.world import World
 from maskwise.recipe.recipe import Recipe

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from maskwise.build.run_folder import read_run, recipe_of
+from maskwise.build.running.run_folder import read_run, recipe_of
 from maskwise.data.loader import steps_per_epoch
 from maskwise.engine.run_curves import ACCURACY, LOSSES, curve, is_number, report_curve
 from maskwise.engine.run_end import FAILED, PREEMPTED

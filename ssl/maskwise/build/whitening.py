@@ -10,7 +10,7 @@ from maskwise.data.reader import Reader
 from maskwise.distributed.world import World
 from maskwise.engine.checkpoint import directories
 from maskwise.functional import keyed_random
-from maskwise.functional.patch_whitening import PatchMoments, whitening_filters
+from maskwise.functional.whitening.patches import PatchMoments, whitening_filters
 from maskwise.nn.backbones.families.whitening import Whitening
 from maskwise.recipe.recipe import Recipe
 

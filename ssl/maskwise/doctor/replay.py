@@ -13,11 +13,11 @@ from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from maskwise.build.builders import builder_for
-from maskwise.build.continuing import PARTS, differing, last_images, training_images
 from maskwise.build.inputs import dataset, inputs, stream
 from maskwise.build.networks import initial_model
-from maskwise.build.run import start_process
-from maskwise.build.run_folder import read_run
+from maskwise.build.running.continuing import PARTS, differing, last_images, training_images
+from maskwise.build.running.run import start_process
+from maskwise.build.running.run_folder import read_run
 from maskwise.build.training import resolved_precision, trainer
 from maskwise.build.whitening import learn_whitening
 from maskwise.data.batch import Batch

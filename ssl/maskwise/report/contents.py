@@ -6,7 +6,7 @@ import contextlib
 from dataclasses import dataclass
 from pathlib import Path
 
-from maskwise.build.run_folder import read_run
+from maskwise.build.running.run_folder import read_run
 from maskwise.build.runs import Run, is_run, read_run_folder
 from maskwise.compat import RENAMED_ALARMS
 from maskwise.doctor.diagnose import log_alarms

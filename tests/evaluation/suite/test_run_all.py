@@ -13,7 +13,7 @@ from data.benchmark_sets.test_benchmark_sets import (
     voc_on_disk,
 )
 from maskwise import api
-from maskwise.build import run_folder
+from maskwise.build.running import run_folder
 from maskwise.data.benchmark_sets import in9
 from maskwise.data.datasets.left_out import is_own
 from maskwise.errors import UserError

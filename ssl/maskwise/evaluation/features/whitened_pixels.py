@@ -8,7 +8,7 @@ from torch import Tensor
 from maskwise.errors import UserError
 from maskwise.evaluation.features import extract
 from maskwise.evaluation.features.views import RawPixels
-from maskwise.functional.whitening import Whitening, pca_whitening
+from maskwise.functional.whitening.features import Whitening, pca_whitening
 from maskwise.imaging.resize import resize_image
 from maskwise.nn.tokens import Features
 

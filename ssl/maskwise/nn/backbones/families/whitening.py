@@ -35,7 +35,7 @@ class Whitening(nn.Conv2d):
 
     @torch.no_grad()
     def set_filters(self, filters: Tensor) -> None:
-        """Set the filters [P, P], one per row (`functional.patch_whitening.whitening_filters`)."""
+        """Set the filters [P, P], one per row (`functional.whitening.patches.whitening_filters`)."""
         rows = torch.cat([filters, -filters]) if self.signs else filters
         self.weight.copy_(rows.reshape(self.weight.shape))
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from maskwise.functional.patch_whitening import PatchMoments, whitening_filters
+from maskwise.functional.whitening.patches import PatchMoments, whitening_filters
 
 
 def images(count=6, side=12, channels=3):

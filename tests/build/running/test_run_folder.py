@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 
 import maskwise
-from maskwise.build import run_folder
+from maskwise.build.running import run_folder
 from maskwise.distributed.world import World
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 
 
 def git(folder, *words):

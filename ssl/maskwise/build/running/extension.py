@@ -7,7 +7,7 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-from maskwise.build.continuing import (
+from maskwise.build.running.continuing import (
     PLACES,
     EarlierRun,
     differing,
@@ -17,7 +17,7 @@ from maskwise.build.continuing import (
     run_in_data,
     training_images,
 )
-from maskwise.build.run_folder import read_run
+from maskwise.build.running.run_folder import read_run
 from maskwise.build.training import schedules_of
 from maskwise.data.loader import steps_per_epoch
 from maskwise.engine.atomic_file import write_atomic, write_error

@@ -19,7 +19,7 @@ from support.run_contents import last_checkpoint, tensors, untimed_lines
 pytest.importorskip("moto", reason="moto is not installed: pip install 'moto[s3]' flask flask-cors")
 pytest.importorskip("s3fs", reason="s3fs is not installed")
 pytestmark = pytest.mark.usefixtures("one_thread")
-TINY = str(Path(__file__).parents[2] / "configs" / "debug" / "tiny.yaml")
+TINY = str(Path(__file__).parents[3] / "configs" / "debug" / "tiny.yaml")
 SMALL = (
     "data.count=24",
     "train.epochs=2",

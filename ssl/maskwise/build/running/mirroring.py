@@ -8,8 +8,8 @@ import shutil
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
-from maskwise.build.continuing import earlier_run
-from maskwise.build.run_folder import read_run
+from maskwise.build.running.continuing import earlier_run
+from maskwise.build.running.run_folder import read_run
 from maskwise.distributed.environment import world_size
 from maskwise.distributed.world import World
 from maskwise.engine.checkpoint import Damaged, directories, step_of, verify

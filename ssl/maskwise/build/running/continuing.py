@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from maskwise.build.run_folder import read_run
+from maskwise.build.running.run_folder import read_run
 from maskwise.data.class_matching import class_names
 from maskwise.data.datasets.contents import contents, digest
 from maskwise.data.datasets.files import local_path

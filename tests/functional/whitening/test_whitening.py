@@ -4,8 +4,8 @@ import torch
 from sklearn.decomposition import PCA
 
 from maskwise.errors import UserError
-from maskwise.functional import whitening as module
-from maskwise.functional.whitening import pca_whitening
+from maskwise.functional.whitening import features as module
+from maskwise.functional.whitening.features import pca_whitening
 
 
 def rows(count, width, seed=0, offset=0.0):

@@ -11,16 +11,16 @@ import torch
 
 from maskwise.build.baselines import RunBaselines
 from maskwise.build.builders import builder_for
-from maskwise.build.continuing import EarlierRun, check_same_transform, earlier_run
 from maskwise.build.evaluations import due_every, evaluations, masking_figure
-from maskwise.build.extension import Extension, extension
 from maskwise.build.images import Given, recipe_of_given
 from maskwise.build.inputs import check_transform, inputs, labeled_test, own_tests, stream
 from maskwise.build.inputs import dataset as opened
-from maskwise.build.mirroring import check_mirror, mirror, restore
 from maskwise.build.networks import encoder, initial_model
 from maskwise.build.rank_agreement import check_ranks
-from maskwise.build.run_folder import checkpoint_record, read_run, start_record, write_run
+from maskwise.build.running.continuing import EarlierRun, check_same_transform, earlier_run
+from maskwise.build.running.extension import Extension, extension
+from maskwise.build.running.mirroring import check_mirror, mirror, restore
+from maskwise.build.running.run_folder import checkpoint_record, read_run, start_record, write_run
 from maskwise.build.training import resolved_precision, trainer
 from maskwise.build.whitening import learn_whitening
 from maskwise.data.augmentation import color

@@ -1,0 +1,1 @@
+"""Runs: started, continued, extended, mirrored, and their folders."""

@@ -1,0 +1,1 @@
+"""PCA whitening of features, and of patches for a first layer."""

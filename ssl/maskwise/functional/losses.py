@@ -13,7 +13,7 @@ from torch import Tensor
 from maskwise.errors import UserError
 from maskwise.functional import chunked_losses
 from maskwise.functional.chunked_losses import CenteredProbs, LinearLogits, TeacherProbs, WholeProbs
-from maskwise.functional.precision import at_least_float32
+from maskwise.functional.precision import at_least_float32, autocast_off
 from maskwise.functional.targets import center_and_sharpen
 
 
@@ -125,3 +125,20 @@ def centered_probs(logits: Tensor | LinearLogits, center: Tensor, temp: float) -
 def as_teacher_probs(probs: Tensor | TeacherProbs) -> TeacherProbs:
     """Return a tensor of probabilities [..., M, K] as `WholeProbs`, anything else unchanged."""
     return WholeProbs(probs) if isinstance(probs, Tensor) else probs
+
+
+def koleo_loss(features: Tensor) -> Tensor:
+    """Return the KoLeo regularizer of features [V, B, D]: minus the mean log distance to the nearest other image.
+
+    Distances are Euclidean between L2-normalized features of the same view, 0-dim result (Sablayrolles et al. 2019,
+    eq. 5; DINOv2, Oquab et al. 2023, sec. 4). The nearest image is found without gradient; both ends receive one.
+    """
+    with autocast_off(features):
+        unit = F.normalize(at_least_float32(features), dim=-1)
+        with torch.no_grad():
+            similarity = unit @ unit.mT
+            similarity.diagonal(dim1=-2, dim2=-1).fill_(-2)
+            nearest = similarity.argmax(dim=-1, keepdim=True)
+        neighbor = unit.gather(1, nearest.expand(-1, -1, unit.shape[-1]))
+        distance = F.pairwise_distance(unit, neighbor, eps=1e-8)
+        return -(distance + 1e-8).log().mean()

@@ -37,7 +37,11 @@ class DINO(StudentTeacher):
             teacher = self.teacher_targets(global_crops, local_crops, step=step, epoch=epoch, sample_ids=sample_ids)
         student = self.student_forward(global_crops, local_crops, teacher.masks, step, sample_ids)
         cls_loss, logits, probs = self.view_loss(student, teacher, len(sample_ids), epoch)
-        result = self.result(self.lambda1 * cls_loss, cls_loss, torch.zeros_like(cls_loss), teacher)
+        loss = self.lambda1 * cls_loss
+        if self.koleo:
+            n = teacher.bottleneck.shape[0]
+            loss = loss + self.koleo * losses.koleo_loss(student.pooled[:n].unflatten(0, (-1, len(sample_ids))))
+        result = self.result(loss, cls_loss, torch.zeros_like(cls_loss), teacher)
         return {**result, **self.collapse_statistics(logits, probs, teacher)} if statistics else result
 
     def view_loss(

@@ -95,6 +95,9 @@ class IBOT(StudentTeacher):
         if self.patch_loss == "token":  # the mean over ranks and micro-batches becomes that of the whole batch
             patch_loss = self.world_size * teacher.num_micro_batches * patch_loss
         loss = self.lambda1 * cls_loss + self.lambda2 * patch_loss
+        if self.koleo:
+            n = teacher.bottleneck.shape[0]
+            loss = loss + self.koleo * losses.koleo_loss(student.pooled[:n].unflatten(0, (-1, len(sample_ids))))
         result = self.result(loss, cls_loss, patch_loss, teacher)
         if statistics:
             weights = losses.patch_weights(mask, patch_probs.shape[0], self.patch_loss, total)

@@ -81,6 +81,7 @@ class StudentTeacher(Method):
         warmup_teacher_temp_epochs: int = 0,
         center_momentum: Probability = 0.9,
         lambda1: NonNegative = 1.0,
+        koleo: NonNegative = 0.0,
         targets: Literal["centering", "sinkhorn"] = "centering",
         masking: Masking | None = None,
         all_sum: Callable[[Tensor], Tensor] | None = None,
@@ -101,6 +102,7 @@ class StudentTeacher(Method):
         self.warmup_teacher_temp = warmup_teacher_temp
         self.warmup_teacher_temp_epochs = warmup_teacher_temp_epochs
         self.lambda1 = lambda1
+        self.koleo = koleo
         self.targets = targets
         self.all_sum = all_sum or identity
         self.world_size = world_size

@@ -189,6 +189,7 @@ MEANINGS: dict[str, dict[str, str]] = {
         "student_temp": "temperature of the student's softmax",
         "center_momentum": "momentum of the centers of the teacher's logits",
         "lambda1": "weight of the loss between views",
+        "koleo": "weight of the KoLeo regularizer, which spreads the pooled features of a batch; 0: none",
         "lambda2": "weight of the patch loss",
         "targets": "teacher's targets: centered softmax, or Sinkhorn-Knopp",
         "start_epoch": "epoch from which patches are masked",

@@ -153,7 +153,7 @@ def default_kernels(monkeypatch):
     torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = flags
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_longer_parts_in_miniature(default_kernels):
     found = {"loading": parts.loading(TINY), "deterministic": groups.deterministic(TINY)}
     found["fsdp"] = groups.compare("fsdp", TINY)

@@ -1,6 +1,7 @@
 """`maskwise look`: sheets, pages and folders from images, folders and videos; mistakes in one line."""
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -148,7 +149,9 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
 @pytest.mark.skipif(sys.platform != "linux", reason="ru_maxrss is in kilobytes on Linux")
 def test_memory_of_a_large_image_is_not_that_of_all_attention(tmp_path):
     """3,136 patches: the matrices of six blocks and three heads would be 708 MB in float32."""
-    grown = subprocess.run([sys.executable, "-c", MEASURE, str(tmp_path)], capture_output=True, text=True, check=True)
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    command = [sys.executable, "-c", MEASURE, str(tmp_path)]
+    grown = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
     assert int(grown.stdout) / 1024 < 420, f"{int(grown.stdout) / 1024:.0f} MB"
     [facts] = data_of(tmp_path / "large.html")["images"]
     assert facts["grid"][0] * facts["grid"][1] == 48 * 65 and (tmp_path / "large.html").stat().st_size < 1_500_000

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import html
 import io
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -12,7 +10,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from maskwise.errors import printable
+from maskwise.imaging.web_page import data_address, escaped
 
 SIDE = 160  # pixels of a thumbnail's longer side
 STYLE = """
@@ -61,8 +59,7 @@ def picture(image: Tensor | None) -> str:
     """Return an image as an HTML element that holds its pixels."""
     if image is None:
         return '<div class="none">no image</div>'
-    data = base64.b64encode(jpeg(image)).decode()
-    return f'<img alt="" src="data:image/jpeg;base64,{data}">'
+    return f'<img alt="" src="{data_address(jpeg(image), "image/jpeg")}">'
 
 
 def jpeg(image: Tensor, side: int = SIDE) -> bytes:
@@ -76,8 +73,3 @@ def jpeg(image: Tensor, side: int = SIDE) -> bytes:
     file = io.BytesIO()
     small.save(file, "JPEG", quality=80)
     return file.getvalue()
-
-
-def escaped(text: str) -> str:
-    """Return a text for HTML."""
-    return html.escape(printable(text))

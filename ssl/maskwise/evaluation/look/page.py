@@ -18,6 +18,7 @@ from torch import Tensor
 
 from maskwise.evaluation.look.codes import Codes, colors, encode
 from maskwise.evaluation.look.maps import DRAWN, RATIOS, Layer, Maps
+from maskwise.imaging.web_page import data_address
 
 MAP_BYTES = 3 << 20  # of attention maps in a page, before compression: the first blocks are left out beyond
 CODE_BYTES = 3 << 20  # of patch tokens
@@ -116,7 +117,7 @@ def jpeg(image: np.ndarray) -> str:
     picture, buffer = Image.fromarray(image), io.BytesIO()
     picture.thumbnail((MOST_PIXELS, MOST_PIXELS), Image.Resampling.LANCZOS)
     picture.save(buffer, format="JPEG", quality=88)
-    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
+    return data_address(buffer.getvalue(), "image/jpeg")
 
 
 def page(images: Sequence[Packed], settings: Settings) -> str:

@@ -46,7 +46,7 @@ class Regime:
 # blur leaves too little detail in crops below 64 pixels
 FEW_PIXELS = {"crops.blur_prob": [0.0, 0.0, 0.0], "crops.solarize_prob": 0.0}
 
-# DINO on half of ResNet-18's widths: Sinkhorn with fewer prototypes than global crops in a batch
+# DINO with KoLeo on half of ResNet-18's widths: Sinkhorn with fewer prototypes than global crops in a batch
 NARROW_RESNET = {
     "crops.local_number": 2,
     "crops.global_scale": [0.25, 1.0],
@@ -56,14 +56,16 @@ NARROW_RESNET = {
     "backbone.drop_path": 0.0,
     "backbone.channels": [32, 64, 128, 256],
     "pooling": "gap",
-    "head.prototypes": 64,
+    "head.prototypes": 128,
     "head.hidden": 256,
     "head.bottleneck": 128,
     "head.norm": "batch",
     "head.norm_last_layer": True,
     "method.name": "dino",
     "method.targets": "sinkhorn",
-    "teacher.momentum": 0.98,
+    "method.koleo": 0.25,
+    "teacher.momentum": 0.99,
+    "teacher.momentum_end": 0.99,
     "teacher.temp": 0.02,
     "teacher.warmup_temp": 0.02,
     "teacher.warmup_temp_epochs": 0,
@@ -146,9 +148,9 @@ REGIMES = {
             "crops.local_size": 24,
             "backbone.output_stride": 16,
         },
-        views=200_000,
+        views=400_000,
         epochs=(5, 200),
-        batch_size=64,
+        batch_size=128,
         reasons={"backbone": FEW_IMAGES, "crops": "enlarged, for 12 x 12 positions after the stem"},
         measured=Measured(
             "cifar10_small_dino_2026-11-21.json", "CIFAR-10", 10_000, 6, knn=38.9, untrained=30.0, raw_pixels=39.6
@@ -157,9 +159,9 @@ REGIMES = {
     "resnet cpu below 96": Regime(
         title="DINO on a narrow ResNet-18, 64-px crops",
         keys={**NARROW_RESNET, "crops.global_size": 64, "crops.local_size": 32, "backbone.output_stride": 16},
-        views=120_000,
+        views=200_000,
         epochs=(5, 200),
-        batch_size=64,
+        batch_size=128,
         reasons={"backbone": FEW_IMAGES, "crops": "no larger than the images"},
     ),
     "resnet cpu from 96": Regime(
@@ -167,7 +169,7 @@ REGIMES = {
         keys={**NARROW_RESNET, "crops.global_size": 96, "crops.local_size": 48},
         views=60_000,
         epochs=(5, 200),
-        batch_size=64,
+        batch_size=128,
         reasons={"backbone": FEW_IMAGES, "crops": "few and small: cost grows with the area; 224 for final runs"},
     ),
     # few images on a GPU

@@ -28,9 +28,9 @@ def kills(tmp_path, *arguments):
 @pytest.mark.slow
 def test_thirty_kills_at_random_moments_and_one_at_each_point(tmp_path):
     counted = kills(tmp_path, "--kills", "30")
-    assert (
-        counted["random_kills"] == 30 and sum(counted["caught"].values()) == 30 and counted["runs_finished_equal"] >= 3
-    )
+    # how many runs come to their end between 30 kills depends on the machine's pace; the last one always does
+    assert counted["random_kills"] == 30 and sum(counted["caught"].values()) == 30
+    assert counted["runs_finished_equal"] >= 1
     expected = (
         "file opened",
         "half written",
@@ -43,6 +43,23 @@ def test_thirty_kills_at_random_moments_and_one_at_each_point(tmp_path):
         "TensorBoard in the middle of a record",
     )
     assert len(counted["points"]) >= 25 and all(any(name in point for point in counted["points"]) for name in expected)
+
+
+def test_phase_of_a_kill_is_read_from_what_it_left(tmp_path):
+    """The lock is no trace of a kill: it lies in every run."""
+    from support import kills as harness
+
+    assert harness.interrupted_phase(tmp_path) == "while starting"
+    for name in ("metrics.jsonl", ".lock"):
+        (tmp_path / name).touch()
+    assert harness.interrupted_phase(tmp_path) == "while training, evaluating or starting again"
+    (tmp_path / "reports").mkdir()
+    (tmp_path / "reports" / ".knn_step_2").touch()
+    assert harness.interrupted_phase(tmp_path) == "while writing a report, a picture or the run's record"
+    (tmp_path / "checkpoints" / "step_00000002").mkdir(parents=True)
+    assert harness.interrupted_phase(tmp_path) == "between rename and pointer"
+    (tmp_path / "checkpoints" / ".writing_step_00000004").mkdir()
+    assert harness.interrupted_phase(tmp_path) == "while writing a checkpoint"
 
 
 def test_harness_detects_a_difference(tmp_path, monkeypatch):

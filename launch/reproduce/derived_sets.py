@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import importlib.util
+import json
 import shutil
 from pathlib import Path
 
@@ -145,3 +146,35 @@ def strong_copy(image: Image.Image, number: int) -> Image.Image:
     if number % 3 == 0:
         return ImageOps.grayscale(cropped).convert("RGB")
     return cropped.point(lambda v: v // 2) if number % 3 == 1 else ImageOps.mirror(cropped)
+
+
+def coco_boxes(pack: Path, place: Path, part: str = "val2017") -> Path:
+    """Write COCO's annotations of the pack coco200 beside a link to its images: one object for each polygon."""
+    if place.is_dir():
+        return place
+    images, annotations = [], []
+    for number, file in enumerate(sorted((pack / "images" / part).glob("*.jpg"))):
+        with Image.open(file) as image:
+            width, height = image.size
+        images.append({"id": number, "file_name": file.name, "width": width, "height": height})
+        labels = pack / "instance_segmentation" / "labels" / part / f"{file.stem}.txt"
+        for line in labels.read_text(encoding="utf-8").splitlines() if labels.is_file() else ():
+            x, y = np.array(line.split()[1:], dtype=float).reshape(-1, 2).T * [[width], [height]]
+            box = [x.min(), y.min(), x.max() - x.min(), y.max() - y.min()]
+            outline = np.stack([x, y], axis=1).flatten().tolist()
+            annotations.append({"image_id": number, "bbox": box, "segmentation": [outline]})
+    with new_folder(place) as folder:
+        (folder / "annotations").mkdir()
+        (folder / "images").symlink_to((pack / "images").resolve())
+        table = {"images": images, "annotations": annotations}
+        (folder / "annotations" / f"instances_{part}.json").write_text(json.dumps(table), encoding="utf-8")
+    return place
+
+
+def coco_label_maps(pack: Path, place: Path) -> Path:
+    """Link images and semantic maps of the pack coco200 as `images/` and `labels/`."""
+    if not place.is_dir():
+        with new_folder(place) as folder:
+            (folder / "images").symlink_to((pack / "images").resolve())
+            (folder / "labels").symlink_to((pack / "semantic_segmentation" / "masks").resolve())
+    return place

@@ -11,6 +11,7 @@ from torch import nn
 
 import maskwise
 from data.benchmark_sets.test_benchmark_sets import voc_on_disk
+from launch.reproduce.derived_sets import coco_boxes
 from maskwise.data.benchmark_sets import boxed
 from maskwise.data.datasets.subset import subsample_evenly
 from maskwise.evaluation import discovery
@@ -18,7 +19,7 @@ from maskwise.evaluation.discovery import dino_seg_box, lost_box, token_cut_box
 from maskwise.nn import POOLINGS, Backbone, Encoder
 from maskwise.nn.tokens import Features
 from support import packs
-from support.benchmark_folders import coco_of_pack, refused, tiny_encoder
+from support.benchmark_folders import refused, tiny_encoder
 from support.planted import Pictures
 
 
@@ -317,7 +318,7 @@ def test_voc_end_to_end(tmp_path):
 
 def test_coco_of_a_pack_end_to_end(tmp_path):
     """On photographs an untrained encoder finds less than whole images, and by keys more than nothing."""
-    folder = coco_of_pack(packs.unpack("coco200"), tmp_path / "coco")
+    folder = coco_boxes(packs.unpack("coco200"), tmp_path / "coco")
     images = boxed.read(folder)["test"]
     some = subsample_evenly(images, 10)
     report = maskwise.evaluate("discovery", tiny_encoder(size=64), test=some, long_side=320)

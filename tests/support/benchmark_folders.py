@@ -1,6 +1,5 @@
 """Miniature benchmark sets in their layout on disk, and a tiny encoder."""
 
-import json
 import pickle
 
 import numpy as np
@@ -64,25 +63,6 @@ def revisited(root, queries: int = 3, database: int = 12, name: str = "roxford5k
     }
     (place / f"gnd_{name}.pkl").write_bytes(pickle.dumps(content, protocol=2))
     return place
-
-
-def coco_of_pack(pack, root, part: str = "val2017"):
-    """Write COCO's annotations of the pack coco200 beside a link to its images: one object for each polygon."""
-    (root / "annotations").mkdir(parents=True)
-    (root / "images").symlink_to(pack / "images")
-    images, annotations = [], []
-    for number, file in enumerate(sorted((pack / "images" / part).glob("*.jpg"))):
-        width, height = Image.open(file).size
-        images.append({"id": number, "file_name": file.name, "width": width, "height": height})
-        labels = pack / "instance_segmentation" / "labels" / part / f"{file.stem}.txt"
-        for line in labels.read_text().splitlines() if labels.is_file() else ():
-            x, y = np.array(line.split()[1:], dtype=float).reshape(-1, 2).T * [[width], [height]]
-            box = [x.min(), y.min(), x.max() - x.min(), y.max() - y.min()]
-            outline = np.stack([x, y], axis=1).flatten().tolist()
-            annotations.append({"image_id": number, "bbox": box, "segmentation": [outline]})
-    table = {"images": images, "annotations": annotations}
-    (root / "annotations" / f"instances_{part}.json").write_text(json.dumps(table))
-    return root
 
 
 def labels_of(dataset) -> list:

@@ -1,0 +1,212 @@
+"""Run the evaluations of attention and patches on the image packs, for several encoders beside untrained ones.
+
+    python -m launch.reproduce.dense_packs --packs PACKS --model "AttMask-High=runs/high" \\
+        --model "block-wise=runs/block" --out docs/results/dense_packs.md [--scale 0.2] [--only localization video]
+
+Localization on the lists of tinyimagenet100 and imagenette224, discovery and mask overlap on imagenette224 and the
+boxes of coco200, segmentation on the semantic maps of coco200, video on davis-mini. Packs are unpacked into --work.
+Every row is written as it is measured; the same command goes on after an interruption, and repeats rows of another
+checkpoint or scale.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+import maskwise
+from launch.reproduce.derived_sets import coco_boxes, coco_label_maps
+from launch.reproduce.packs import unpack
+from maskwise import build
+from maskwise.bench import record
+from maskwise.data.benchmark_sets import boxed, davis, label_maps
+from maskwise.data.datasets.subset import subsample_evenly
+from maskwise.evaluation import EVALUATIONS
+from maskwise.recipe.reading import read_recipe
+
+PACKS = ("tinyimagenet100", "imagenette224-core", "coco200", "davis-mini")
+# evaluation -> the numbers of its reports that the table shows
+SHOWN = {
+    "localization": ("max_box_acc_v2", "max_box_acc", "center_max_box_acc_v2"),
+    "discovery": ("lost", "dino_seg", "token_cut", "whole_image"),
+    "mask_overlap": ("attmask_high", "attmask_hint", "block", "random", "chance"),
+    "knn_segmentation": ("miou", "macc", "aacc"),
+    "linear_segmentation": ("miou", "macc", "aacc"),
+    "unsupervised_segmentation": ("miou", "macc", "aacc"),
+    "video": ("j_mean", "f_mean", "jf_mean"),
+}
+SINGLE = {  # numbers that do not depend on the encoder
+    "localization": ("center_max_box_acc_v2",),
+    "discovery": ("whole_image",),
+    "mask_overlap": ("block", "random", "chance"),
+}
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """One evaluation of one set: title of the images, evaluation, data by role, options."""
+
+    title: str
+    evaluation: str
+    data: dict
+    options: dict
+
+
+def measurements(packs: dict[str, Path], work: Path, scale: float, only: list[str]) -> list[Measurement]:
+    """Return what is measured. scale: share of the images, at least 10 of each role."""
+    tiny, nette = boxed.read(packs["tinyimagenet100"]), boxed.read(packs["imagenette224-core"])
+    coco = boxed.read(coco_boxes(packs["coco200"], work / "coco_boxes"))
+    maps = label_maps.read(coco_label_maps(packs["coco200"], work / "coco_maps"))
+    one = {"test": nette["test"]}
+    every = [
+        Measurement("tinyimagenet100", "localization", tiny, {"size": 96}),
+        Measurement("imagenette224", "localization", nette, {}),
+        Measurement("imagenette224", "discovery", one, {}),
+        Measurement("imagenette224", "mask_overlap", one, {"ratio": 0.3}),
+        Measurement("coco200", "discovery", coco, {"long_side": 320}),
+        Measurement("coco200", "mask_overlap", coco, {"ratio": 0.3}),
+        Measurement("coco200", "knn_segmentation", maps, {"ignored": 0, "size": 224}),
+        Measurement("coco200", "unsupervised_segmentation", maps, {"ignored": 0, "size": 224}),
+        Measurement(
+            "coco200",
+            "linear_segmentation",
+            maps,
+            {"ignored": 0, "size": 224, "stride": 149, "augment": False, "iterations": 1000, "lr": 1e-3},
+        ),
+        Measurement("davis-mini", "video", davis.read(packs["davis-mini"]), {"short_side": 240}),
+    ]
+    return [
+        Measurement(m.title, m.evaluation, scaled(m.data, scale if m.evaluation != "video" else 1.0), m.options)
+        for m in every
+        if not only or m.evaluation in only
+    ]
+
+
+def scaled(data: dict, scale: float) -> dict:
+    """Return evenly spread images of each role."""
+    if scale >= 1:
+        return data
+    return {role: subsample_evenly(images, max(10, round(scale * len(images)))) for role, images in data.items()}
+
+
+def encoders(models: dict[str, Path]) -> dict[str, tuple]:
+    """Return name -> (encoder, description, hash of the recipe, step), with one untrained network for each pooling."""
+    found: dict[str, tuple] = {}
+    untrained: dict[str, tuple] = {}
+    for name, run in models.items():
+        recipe = read_recipe(run)
+        step = (run / "checkpoints" / "last").read_text(encoding="utf-8").strip()
+        found[name] = (maskwise.load(run).eval(), described(recipe, step), recipe.hash(), step)
+        network = build.encoder(recipe).eval()
+        network.image_size, network.crop_pct = found[name][0].image_size, found[name][0].crop_pct
+        of = f"untrained, {recipe.pooling.name}"
+        untrained.setdefault(of, (network, f"untrained {recipe.backbone.name}, {recipe.pooling.name}", of, ""))
+    return found | untrained
+
+
+def described(recipe, step: str) -> str:
+    """Describe a run in a line."""
+    steps = int(step.removeprefix("step_"))
+    return (
+        f"{recipe.method.name}, masking {recipe.masking.name}, {recipe.backbone.name}, pooling {recipe.pooling.name}, "
+        f"{steps} steps of {recipe.train.batch_size} images, seed {recipe.seed}"
+    )
+
+
+def measure(measurement: Measurement, encoder) -> dict:
+    """Return the row of one evaluation of one encoder."""
+    begin = time.perf_counter()
+    report = EVALUATIONS[measurement.evaluation](encoder, measurement.data, None, **measurement.options)
+    return {
+        "data": measurement.title,
+        "evaluation": measurement.evaluation,
+        "options": measurement.options,
+        "numbers": report.numbers,
+        "images": {role: len(images) for role, images in measurement.data.items()},
+        "data_hash": report.data_hash,
+        "seconds": round(time.perf_counter() - begin, 2),
+    }
+
+
+def table(stored: dict) -> str:
+    """Return the Markdown page: a table for each evaluation and set, a line for each encoder."""
+    about = stored["record"]
+    clean = "" if about["clean"] else " with uncommitted changes"
+    lines = [
+        "# Attention and patches on the packs",
+        "",
+        f"By `python -m launch.reproduce.dense_packs`, {about['date']}, commit {about['commit']}{clean}, "
+        f"{about['hardware']}, {about['threads']} thread(s), scale {stored['scale']:g}. One run and one seed of each.",
+        "",
+        *(f"- {name}: {what}" for name, what in stored["encoders"].items()),
+    ]
+    for data, evaluation in dict.fromkeys((row["data"], row["evaluation"]) for row in stored["rows"]):
+        rows = [row for row in stored["rows"] if (row["data"], row["evaluation"]) == (data, evaluation)]
+        single = SINGLE.get(evaluation, ())
+        names = [name for name in SHOWN[evaluation] if name not in single and name in rows[0]["numbers"]]
+        images = ", ".join(f"{count} {role}" for role, count in rows[0]["images"].items())
+        lines += ["", f"## {data}: {evaluation} ({images} images)", ""]
+        lines += [f"| encoder | {' | '.join(names)} | seconds |", "|---|" + "---:|" * (len(names) + 1)]
+        for row in rows:
+            cells = " | ".join(f"{row['numbers'][name]:.1f}" for name in names)
+            lines.append(f"| {row['encoder']} | {cells} | {row['seconds']:.0f} |")
+        same = [f"{name} {rows[0]['numbers'][name]:.1f}" for name in single if name in rows[0]["numbers"]]
+        if same:
+            lines += ["", f"The same for all: {', '.join(same)}."]
+    return "\n".join(lines) + "\n"
+
+
+def main(words: list[str] | None = None) -> int:
+    """Measure what is missing and write the tables."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--packs", required=True, type=Path, help="the folder of the .tar.xz packs")
+    parser.add_argument("--model", action="append", required=True, metavar="NAME=RUN", help="an encoder; repeatable")
+    parser.add_argument("--out", required=True, type=Path, help="the Markdown page; .json is written next to it")
+    parser.add_argument("--work", type=Path, default=Path("dense_packs"), help="where packs are unpacked")
+    parser.add_argument("--scale", type=float, default=1.0, help="share of the images to use")
+    parser.add_argument("--only", nargs="*", default=[], choices=SHOWN, help="these evaluations")
+    parser.add_argument("--threads", type=int, default=1)
+    given = parser.parse_args(words)
+    torch.set_num_threads(given.threads)
+    models = {name: Path(run) for name, _, run in (word.partition("=") for word in given.model)}
+    absent = [str(run) for run in models.values() if not (run / "checkpoints" / "last").is_file()]
+    if absent:
+        parser.error(f"--model: no finished checkpoint in {', '.join(absent)}; give NAME=RUN with a run folder")
+
+    path = given.out.with_suffix(".json")
+    stored = record.read(path) if path.is_file() else {"record": None, "rows": []}
+    about = record.describe(seed=0, command="python -m launch.reproduce.dense_packs")
+    stored["record"] = record.continued(stored["record"], about) if stored["record"] else about
+    every = encoders(models)
+    stored |= {"scale": given.scale, "encoders": {name: what for name, (_, what, *_) in every.items()}}
+    packs = {name: unpack(given.packs / f"{name}.tar.xz", given.work) for name in PACKS}
+    for measurement in measurements(packs, given.work, given.scale, given.only):
+        for name, (encoder, _, recipe, step) in every.items():
+            key = {
+                "encoder": name,
+                "recipe_hash": recipe,
+                "step": step,
+                "scale": given.scale,
+                "data": measurement.title,
+                "evaluation": measurement.evaluation,
+            }
+            if any(key.items() <= row.items() for row in stored["rows"]):
+                continue
+            row = key | measure(measurement, encoder)
+            place = (name, measurement.title, measurement.evaluation)
+            stored["rows"] = [r for r in stored["rows"] if (r["encoder"], r["data"], r["evaluation"]) != place] + [row]
+            given.out.parent.mkdir(parents=True, exist_ok=True)
+            record.write(path, stored)
+            given.out.write_text(table(stored), encoding="utf-8")
+            shown = ", ".join(f"{key} {row['numbers'][key]:.1f}" for key in SHOWN[row["evaluation"]])
+            print(f"{row['data']}, {row['evaluation']}, {name}: {shown} ({row['seconds']:.0f} s)", flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,112 @@
+"""Tables of attention and patches on the packs: layouts of coco200, rows that go on, and a miniature of the whole."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import maskwise
+from launch.reproduce import dense_packs, derived_sets
+from launch.reproduce.dense_packs import Measurement
+from maskwise.data.benchmark_sets import boxed, label_maps
+from support import packs
+
+TINY = ("data.count=16", "train.epochs=1", "evaluate.knn_every=0", "evaluate.pictures_every=0")
+
+
+@pytest.fixture
+def coco(tmp_path):
+    """The pack's layout with two images: a square and a triangle in the first, nothing in the second."""
+    pack = tmp_path / "pack"
+    for part in ("train2017", "val2017"):
+        (pack / "images" / part).mkdir(parents=True)
+        (pack / "semantic_segmentation" / "masks" / part).mkdir(parents=True)
+        (pack / "instance_segmentation" / "labels" / part).mkdir(parents=True)
+        for name in ("a", "b"):
+            Image.new("RGB", (40, 20), (90, 120, 30)).save(pack / "images" / part / f"{name}.jpg")
+            Image.new("L", (40, 20), 3).save(pack / "semantic_segmentation" / "masks" / part / f"{name}.png")
+    lines = ["7 .25 .1 .5 .1 .5 .6 .25 .6", "2 .5 .5 1 .5 .75 1"]
+    (pack / "instance_segmentation" / "labels" / "val2017" / "a.txt").write_text("\n".join(lines))
+    return pack
+
+
+def test_layouts_of_coco200(coco, tmp_path):
+    images = boxed.read(derived_sets.coco_boxes(coco, tmp_path / "boxes"))["test"]
+    assert len(images) == 2 and len(boxed.boxes_of(images, 1)) == 0
+    assert torch.equal(boxed.boxes_of(images, 0), torch.tensor([[10.0, 2, 20, 12], [20, 10, 40, 20]]))
+    mask = boxed.object_mask(images, 0, (20, 40))
+    assert mask[2:12, 10:20].all() and not mask[:9, 22:].any() and mask[11, 30] and not mask[18, 21]
+    maps = label_maps.read(derived_sets.coco_label_maps(coco, tmp_path / "maps"))
+    assert {role: len(part) for role, part in maps.items()} == {"train": 2, "test": 2}
+    assert derived_sets.coco_boxes(coco, tmp_path / "boxes") == tmp_path / "boxes", "written once"
+
+
+@pytest.fixture
+def run(tmp_path):
+    """A run of 16 drawn images."""
+    maskwise.train(maskwise.read_recipe("debug/tiny", *TINY), out=tmp_path / "run", quiet=True)
+    return tmp_path / "run"
+
+
+def test_rows_are_measured_once_and_again_for_another_checkpoint(run, tmp_path, capsys, monkeypatch):
+    measured = []
+
+    def measure(measurement, encoder):
+        measured.append((measurement.title, type(encoder).__name__))
+        numbers = {"max_box_acc_v2": 10.0 * len(measured), "max_box_acc": 2.25, "center_max_box_acc_v2": 50.0}
+        row = {"data": measurement.title, "evaluation": measurement.evaluation, "options": {}, "numbers": numbers}
+        return row | {"images": {"test": 3}, "data_hash": "", "seconds": 1.5}
+
+    monkeypatch.setattr(dense_packs, "unpack", lambda pack, work: work)
+    monkeypatch.setattr(
+        dense_packs, "measurements", lambda *_: [Measurement("boxes", "localization", {"test": [1, 2, 3]}, {})]
+    )
+    monkeypatch.setattr(dense_packs, "measure", measure)
+    words = ["--packs", str(tmp_path), "--model", f"ours={run}", "--out", str(tmp_path / "dense.md")]
+    assert dense_packs.main(words) == 0 and len(measured) == 2
+    assert dense_packs.main(words) == 0 and len(measured) == 2, "the same rows are not measured again"
+    page = (tmp_path / "dense.md").read_text()
+    assert "| ours | 10.0 | 2.2 | 2 |" in page and "| untrained, cls | 20.0 | 2.2 | 2 |" in page
+    assert "The same for all: center_max_box_acc_v2 50.0." in page and "boxes: localization (3 test images)" in page
+    last = run / "checkpoints" / "last"
+    step = last.read_text().strip()
+    (run / "checkpoints" / step).rename(run / "checkpoints" / "step_00000001")
+    last.write_text("step_00000001\n")
+    monkeypatch.setattr(dense_packs.maskwise, "load", lambda run: torch.nn.Identity())
+    monkeypatch.setattr(torch.nn.Identity, "image_size", 32, raising=False)
+    monkeypatch.setattr(torch.nn.Identity, "crop_pct", 1.0, raising=False)
+    assert dense_packs.main(words) == 0 and measured[2:] == [("boxes", "Identity")], "only the other checkpoint"
+    rows = json.loads((tmp_path / "dense.json").read_text())["rows"]
+    assert sorted((row["encoder"], row["step"]) for row in rows) == [("ours", "step_00000001"), ("untrained, cls", "")]
+    capsys.readouterr()
+    with pytest.raises(SystemExit):
+        dense_packs.main([*words[:3], f"ours={tmp_path / 'nowhere'}", *words[4:]])
+    assert "no finished checkpoint" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_every_measurement_of_the_packs_in_miniature(run, tmp_path):
+    """Ten images of each role: each evaluation gives the numbers that the table shows."""
+    folder = packs.unpack("coco200")
+    chosen = {name: packs.unpack(name) for name in dense_packs.PACKS}
+    assert chosen["coco200"] == folder
+    every = dense_packs.measurements(chosen, tmp_path, 0.01, [])
+    assert {m.evaluation for m in every} == set(dense_packs.SHOWN)
+    encoder = maskwise.load(run).eval()
+    for measurement in every:
+        if measurement.evaluation == "video":
+            measurement = Measurement("davis", "video", measurement.data, {"short_side": 64})
+        options = dict(measurement.options)
+        if measurement.evaluation == "linear_segmentation":
+            options["iterations"] = 3
+        if measurement.evaluation == "discovery":
+            options["long_side"] = 96
+        row = dense_packs.measure(
+            Measurement(measurement.title, measurement.evaluation, measurement.data, options), encoder
+        )
+        shown = [row["numbers"][name] for name in dense_packs.SHOWN[measurement.evaluation]]
+        assert np.isfinite(shown).all() and min(shown) >= 0, (measurement.title, measurement.evaluation, row["numbers"])
+        if measurement.evaluation != "video":
+            assert set(row["images"].values()) <= {10, 40}, "a hundredth of 4,000 images, else ten"

@@ -36,14 +36,14 @@ def main(words: list[str] | None = None) -> int:
     from launch.reproduce.growth import tables
     from maskwise.bench import record
 
-    if options.command == "predict":
-        result, table = predicted(options), tables.predicted
-    else:
-        result, table = measured(options), tables.measured
+    result = predicted(options) if options.command == "predict" else measured(options)
     if options.json:
         record.write(options.json, result)
     name = Path(options.json).name if options.json else f"growth_{options.command}.json"
-    print(table(result, name if options.markdown else None))
+    if options.command == "measure":
+        print(tables.measured(result, name if options.markdown else None))
+    else:
+        print(tables.predicted_page(result, name) if options.markdown else tables.predicted(result))
     return 0
 
 
@@ -98,7 +98,7 @@ def predicted(options) -> dict:
 def predicted_case(words: list[str], images: int, step_ms, gpus: list[int], assumed) -> dict:
     """Return the traffic of a recipe, and its efficiency by interconnect and step time."""
     from launch.reproduce.growth import efficiency
-    from launch.reproduce.growth.traffic import gradient_bytes, step_traffic, trainable, wire_bytes
+    from launch.reproduce.growth.traffic import as_rows, gradient_bytes, step_traffic, trainable, wire_bytes
     from maskwise.build.networks import method as build_method
     from maskwise.distributed.world import World
     from maskwise.recipe.reading import read_recipe
@@ -117,7 +117,7 @@ def predicted_case(words: list[str], images: int, step_ms, gpus: list[int], assu
         "others_bytes": sum(volume.bytes for key, volume in traffic.items() if key.purpose != "gradients"),
         "sent_bytes": wire_bytes(traffic),
         "buckets": len(efficiency.buckets(method)),
-        "traffic_of_8": efficiency.as_rows(traffic),
+        "traffic_of_8": as_rows(traffic),
         "efficiency": {},
     }
     for milliseconds in step_ms:

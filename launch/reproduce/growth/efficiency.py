@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from launch.reproduce.growth.traffic import (
     BUCKET_LIMITS,
     Collective,
-    Traffic,
     bucket_sizes,
     gradient_bytes,
     ring_share,
@@ -116,8 +115,3 @@ def predict(
         "others_ms": 1e3 * others,
         "stop_signal_on_host_ms": 1e3 * 2 * (gpus - 1) * assumed.host_hop,
     }
-
-
-def as_rows(traffic: Traffic) -> list[dict]:
-    """Return traffic as rows of a file of results."""
-    return [{**collective._asdict(), **volume._asdict()} for collective, volume in traffic.items()]

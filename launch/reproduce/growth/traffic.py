@@ -75,6 +75,11 @@ def summed(entries) -> Traffic:
     return {collective: Volume(len(sizes), sum(sizes)) for collective, sizes in sorted(calls.items())}
 
 
+def as_rows(traffic: Traffic) -> list[dict]:
+    """Return traffic as rows of a file of results."""
+    return [{**collective._asdict(), **volume._asdict()} for collective, volume in traffic.items()]
+
+
 def wire_bytes(traffic: Traffic) -> float:
     """Return the bytes that a rank sends by ring algorithms, without headers."""
     return sum(ring_share(collective) * volume.bytes for collective, volume in traffic.items())

@@ -33,6 +33,11 @@ def loopback_bytes() -> int | None:
     return None
 
 
+def usable_cores() -> list[int]:
+    """Return the cores to which ranks can be pinned; none where the system does not pin."""
+    return sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
+
+
 def start(ranks: int, words: list[str], steps: int, batch: int) -> list[dict]:
     """Run ranks pinned to the cores in turn; returns what each prints. Raises RuntimeError if one fails."""
     with socket.socket() as free:
@@ -64,15 +69,15 @@ def start(ranks: int, words: list[str], steps: int, batch: int) -> list[dict]:
 def run_rank(words: list[str], steps: int, batch: int) -> dict:
     """Train one rank on random crops; returns its times per step, its traffic, and the formula's."""
     from launch.reproduce.growth.collectives import CollectiveCounter
-    from launch.reproduce.growth.efficiency import as_rows
-    from launch.reproduce.growth.traffic import step_traffic, wire_bytes
+    from launch.reproduce.growth.traffic import as_rows, step_traffic, wire_bytes
     from maskwise import build
     from maskwise.bench.implementation import random_crops
     from maskwise.distributed.world import World
     from maskwise.recipe.reading import read_recipe
 
-    cores = sorted(os.sched_getaffinity(0))
-    os.sched_setaffinity(0, {cores[int(os.environ["RANK"]) % len(cores)]})
+    cores = usable_cores()
+    if len(cores) > 1:
+        os.sched_setaffinity(0, {cores[int(os.environ["RANK"]) % len(cores)]})
     torch.set_num_threads(1)
     world = World.start("cpu")
     recipe = read_recipe(*words, f"train.batch_size={batch * world.size}", "evaluate.knn_every=0", try_model=False)
@@ -162,7 +167,7 @@ def measure(words: list[str], sizes: list[int], steps: int, batch: int, turns: i
         for ranks in sizes if turn % 2 == 0 else reversed(sizes):
             runs[ranks].append(start(ranks, words, steps, batch))
             print(f"{ranks} ranks, turn {turn + 1} of {turns}: done", file=sys.stderr)
-    cores = len(os.sched_getaffinity(0))
+    cores = len(usable_cores())
     result = {str(ranks): summary(runs[ranks], ranks <= cores) for ranks in sizes}
     first = result[str(sizes[0])]
     for row in result.values():

@@ -99,6 +99,7 @@ def counted_in_a_run(world, folder):
     """Return the traffic of each step of a run, up to the next one's, and that of the formula."""
     from launch.reproduce.growth.collectives import CollectiveCounter
     from maskwise import build
+    from maskwise.build.running import run
     from maskwise.engine.trainer import Trainer
 
     recipe = read(
@@ -113,6 +114,7 @@ def counted_in_a_run(world, folder):
 
     with pytest.MonkeyPatch.context() as patch, CollectiveCounter() as counter:
         patch.setattr(Trainer, "step", marked)
+        patch.setattr(run, "start_process", lambda recipe: world)
         assert build.train(recipe, folder / "run", quiet=True)["status"] == "complete"
     steps = [plain(traffic.summed(counter.calls[start:end])) for start, end in zip(starts, starts[1:])]
     return steps, plain(traffic.step_traffic(recipe, methods[0], world.size, loop=True))
@@ -126,9 +128,9 @@ def run_rank():
     from maskwise.distributed.world import World
 
     world, folder = World.start("cpu"), Path(sys.argv[1])
-    chosen = sys.argv[2:] or cases(world.size)
+    chosen = sys.argv[2:] or [*cases(world.size), "run"]
     result = {name: counted(world, words) for name, words in cases(world.size).items() if name in chosen}
-    if not sys.argv[2:]:
+    if "run" in chosen:
         result["run"] = counted_in_a_run(world, folder)
     torch.save(result, folder / f"{world.rank}.pt")
     world.close()

@@ -102,9 +102,8 @@ def counted_in_a_run(world, folder):
     from maskwise.build.running import run
     from maskwise.engine.trainer import Trainer
 
-    recipe = read(
-        (*TINY, "train.steps=6", "train.log_every=6", "evaluate.knn_every=0", "train.loggers=null"), world.size
-    )
+    rare = ("train.steps=6", "train.log_every=6", "train.save_every=6", "evaluate.knn_every=0", "train.loggers=null")
+    recipe = read((*TINY, *rare), world.size)
     starts, methods, step = [], [], Trainer.step
 
     def marked(trainer, *arguments, **options):

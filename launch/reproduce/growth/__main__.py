@@ -77,6 +77,7 @@ def predicted(options) -> dict:
     from launch.reproduce.growth import efficiency
     from maskwise.bench import record
 
+    about = {**record.describe(seed=0), "note": "calculated for assumed step times, not measured"}
     assumed, cases = efficiency.Assumptions(), {}
     chosen = CASES
     if options.recipe:
@@ -85,7 +86,7 @@ def predicted(options) -> dict:
         words = [recipe] if isinstance(recipe, str) else recipe
         cases[title] = predicted_case(words, images, step_ms, options.gpus, assumed)
     return {
-        "record": {**record.describe(seed=0), "note": "calculated for assumed step times, not measured"},
+        "record": about,
         "assumptions": dataclasses.asdict(assumed),
         "interconnects": {
             "NVLink 4": {"title": "NVLink 4, in a node", "bytes": efficiency.NVLINK},

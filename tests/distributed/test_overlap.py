@@ -26,7 +26,7 @@ def events(world, *words):
     recipe = read_recipe("debug/tiny", *NETWORK, *words, f"train.batch_size={IMAGES * world.size}")
     trainer = build.trainer(recipe, world, images=1000)
     crops = torch.randn(2 * IMAGES, 3, 32, 32), torch.randn(2 * IMAGES, 3, 16, 16)
-    for _ in range(2):  # DDP arranges its buckets anew after the first
+    for _ in range(2):  # DDP rebuilds its buckets after the first
         trainer.step(*crops)
     counter = CollectiveCounter()
     for parameter in trainer.method.parameters():

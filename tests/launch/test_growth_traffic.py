@@ -88,7 +88,7 @@ def counted(world, words):
     recipe = read(words, world.size)
     trainer = build.trainer(recipe, world, images=1000, classes=CLASSES if recipe.learns_labels else None)
     batch = inputs(recipe)
-    for _ in range(2):  # DDP arranges its buckets anew after the first
+    for _ in range(2):  # DDP rebuilds its buckets after the first
         trainer.step(*batch)
     with CollectiveCounter() as counter:
         trainer.step(*batch)

@@ -1,4 +1,4 @@
-"""Start two ranks on this machine without torchrun."""
+"""Start two or more ranks on this machine without torchrun."""
 
 import os
 import socket
@@ -7,8 +7,8 @@ import sys
 from pathlib import Path
 
 
-def start(*words: object, **environment: str) -> list[subprocess.Popen]:
-    """Start `python WORDS` as ranks 0 and 1 of two, one thread each, with this process's import path.
+def start(*words: object, ranks: int = 2, **environment: str) -> list[subprocess.Popen]:
+    """Start `python WORDS` as ranks 0, 1, ..., one thread each, with this process's import path.
 
     environment: further variables by name.
     """
@@ -18,7 +18,7 @@ def start(*words: object, **environment: str) -> list[subprocess.Popen]:
     shared = {
         "PYTHONPATH": os.pathsep.join(sys.path),
         "OMP_NUM_THREADS": "1",
-        "WORLD_SIZE": "2",
+        "WORLD_SIZE": str(ranks),
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": port,
     }
@@ -32,14 +32,14 @@ def start(*words: object, **environment: str) -> list[subprocess.Popen]:
             stderr=subprocess.PIPE,
             text=True,
         )
-        for rank in range(2)
+        for rank in range(ranks)
     ]
 
 
 def end(ranks: list[subprocess.Popen], seconds: float = 300) -> list[tuple[str, str]]:
-    """Wait until both have exited with status 0 -> (stdout, stderr) of each, without gloo's lines in older torch."""
+    """Wait until all have exited with status 0 -> (stdout, stderr) of each, without gloo's lines in older torch."""
     outputs = [rank.communicate(timeout=seconds) for rank in ranks]
-    assert [rank.returncode for rank in ranks] == [0, 0], outputs
+    assert [rank.returncode for rank in ranks] == [0] * len(ranks), outputs
     return [
         ("".join(line for line in out.splitlines(keepends=True) if not line.startswith("[Gloo]")), err)
         for out, err in outputs

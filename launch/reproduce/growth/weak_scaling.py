@@ -26,7 +26,7 @@ def loopback_bytes() -> int | None:
     """Return the bytes sent over loopback by all programs since the machine started; None where it is not known."""
     if not LOOPBACK.is_file():
         return None
-    for line in LOOPBACK.read_text().splitlines():
+    for line in LOOPBACK.read_text(encoding="utf-8").splitlines():
         name, _, counts = line.partition(":")
         if name.strip() == "lo":
             return int(counts.split()[8])
@@ -56,7 +56,10 @@ def start(ranks: int, words: list[str], steps: int, batch: int) -> list[dict]:
     command += ["--steps", str(steps), "--batch", str(batch)]
     processes = [
         subprocess.Popen(
-            command, env={**environment, "RANK": str(rank), "LOCAL_RANK": str(rank)}, stdout=subprocess.PIPE, text=True
+            command,
+            env={**environment, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+            stdout=subprocess.PIPE,
+            encoding="utf-8",
         )
         for rank in range(ranks)
     ]

@@ -15,6 +15,7 @@ from pathlib import Path
 import maskwise
 from maskwise import build
 from maskwise.bench import record
+from maskwise.engine.run_log import read_metrics
 from maskwise.evaluation.baselines import baselines
 from maskwise.evaluation.knn import knn
 from maskwise.recipe.reading import read_recipe
@@ -102,11 +103,10 @@ def labels(folder: Path, recipe, lines: list[dict]) -> dict:
     return {"images": images, "top1": reports[-1]["top1"], **light, "curve": reports}
 
 
-def recorded(folder: Path) -> dict:
-    """Return the result of a run; its record is that of the training, not of this script."""
+def training_record(folder: Path) -> dict:
+    """Return record, recipe hash, precision, seconds, steps and batch size of a run's training."""
     recipe, run = read_recipe(folder / "recipe.yaml"), json.loads((folder / "run.json").read_text(encoding="utf-8"))
-    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
-    steps = [line for line in lines if "loss" in line]
+    steps = [line for line in read_metrics(folder / "metrics.jsonl") if "loss" in line]
     starts = [
         {
             "command": record.without_folders(run["command"]),
@@ -128,8 +128,13 @@ def recorded(folder: Path) -> dict:
         "seconds_of_training": steps[-1]["seconds"],
         "steps": steps[-1]["step"],
         "batch_size": recipe.train.batch_size,
-        **(labels if recipe.learns_labels else features)(folder, recipe, lines),
     }
+
+
+def recorded(folder: Path) -> dict:
+    """Return the result of a run; its record is that of the training, not of this script."""
+    recipe, lines = read_recipe(folder / "recipe.yaml"), read_metrics(folder / "metrics.jsonl")
+    return {**training_record(folder), **(labels if recipe.learns_labels else features)(folder, recipe, lines)}
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ import pytest
 
 from launch.reproduce.tables import attmask, measures, results, runs, simpool
 from launch.reproduce.tables.page import page
-from launch.reproduce.tables.plan import Contrast, Row, Setting, chosen, jobs, length_words, tiny_words, unequal
+from launch.reproduce.tables.plan import Contrast, Job, Row, Setting, chosen, jobs, length_words, tiny_words, unequal
 from maskwise import read_recipe
 from maskwise.errors import UserError
 
@@ -434,7 +434,7 @@ def test_a_second_start_is_refused(tmp_path, capsys):
 
 
 def test_recorded_commands_name_no_folder_of_the_machine():
-    (job, *_) = jobs("supervised_resnet", simpool.LABELS_RESNET, ("data.path=/data/packs/cifar10-jpeg",))
+    job = Job("supervised_resnet", "gap", 0, simpool.SUPERVISED, ("seed=0", "data.path=/data/packs/cifar10-jpeg"))
     words = runs.command_words(job)
     assert words[:4] == ["train", "launch/reproduce/tables/shapes_supervised.yaml", "--out", words[3]]
     assert words[3] == "FOLDER/runs/supervised_resnet/gap/seed0" and "data.path=cifar10-jpeg" in words

@@ -36,7 +36,8 @@ exit "${STATUS:-0}"
 SRUN = """#!/usr/bin/env bash
 # Two tasks on this machine; signals are handed to both, as srun does.
 echo "$*" | head -n 1 >> "$RECORD.srun"
-shift  # --kill-on-bad-exit=1
+echo "cpus per task ${SRUN_CPUS_PER_TASK:-}" >> "$RECORD.srun"
+while [[ "$1" == --* ]]; do shift; done
 tasks=()
 for task in $(seq 0 $(( SLURM_NTASKS - 1 ))); do SLURM_PROCID=$task SLURM_LOCALID=$task "$@" & tasks+=($!); done
 trap 'kill -USR1 "${tasks[@]}"' USR1
@@ -55,6 +56,7 @@ exit $status
 SCONTROL = """#!/usr/bin/env bash
 echo "$*" >> "$RECORD.scontrol"
 if [ "$1 $2" = "show hostnames" ]; then printf '127.0.0.1\\nother\\n'; fi
+if [ "$1 $2 $3" = "--oneliner show job" ]; then echo "JobId=$4 JobState=${STATE:-RUNNING} Reason=${REASON:-None} Dependency=(null)"; fi
 """
 
 
@@ -135,7 +137,8 @@ def test_exit_status_and_preempted_file_of_each_outcome(stubs, launched, script,
     assert job.returncode == expected, text
     if script == "slurm.sbatch":
         asked = Path(f"{record}.scontrol").read_text().splitlines()
-        assert asked == ["show hostnames node[1-2]", *(["requeue 70123"] if queued else [])]
+        requeued = ["--oneliner show job 70123", "requeue 70123"] if queued else []
+        assert asked == ["show hostnames node[1-2]", *requeued]
 
 
 def test_arguments_of_torchrun(stubs, launched):
@@ -191,6 +194,74 @@ def test_a_script_under_nohup_ignores_a_hangup(stubs, launched, script, tmp_path
     _, text = job.communicate(timeout=60)
     assert job.returncode == 0, text
     assert "signal USR1" in record.read_text() and "signal TERM" not in record.read_text()
+
+
+@pytest.mark.parametrize(
+    "job, requeued",
+    [
+        ({"STATE": "RUNNING"}, ["requeue 70123"]),
+        ({"STATE": "COMPLETING"}, []),  # canceled
+        ({"STATE": "PENDING"}, []),  # requeued by somebody else
+        ({"STATE": "COMPLETING", "REASON": "TimeLimit"}, ["requeue 70123"]),
+        ({"SLURM_ARRAY_JOB_ID": "70123", "SLURM_ARRAY_TASK_ID": "2"}, ["requeue 70123_2"]),
+        ({"SLURM_ARRAY_JOB_ID": "70122", "SLURM_ARRAY_TASK_ID": "1"}, ["requeue 70122_1"]),
+    ],
+)
+def test_a_saved_run_requeues_its_own_job_unless_that_was_canceled(stubs, launched, job, requeued):
+    environment, run, record = stubs
+    assert launched("slurm.sbatch", {**environment, **job, "PREEMPTED": "1"}, run).wait(60) == 0
+    asked = Path(f"{record}.scontrol").read_text().splitlines()
+    assert [line for line in asked if line.startswith("requeue")] == requeued
+
+
+def test_options_of_srun(stubs, launched):
+    environment, run, record = stubs
+    options = {"SRUN_OPTIONS": "--container-image=maskwise --cpu-bind=none", "SLURM_CPUS_PER_TASK": "10"}
+    assert launched("slurm.sbatch", {**environment, **options}, run).wait(60) == 0
+    command, cpus = Path(f"{record}.srun").read_text().splitlines()
+    assert command.startswith("--kill-on-bad-exit=1 --container-image=maskwise --cpu-bind=none bash -c")
+    assert cpus == "cpus per task 10"
+
+
+def submit_lines(environment, run, file, text, task):
+    """The end of a task of an array that trains the lines of a file."""
+    file.write_text(text)
+    array = {"SLURM_ARRAY_JOB_ID": "70123", "SLURM_ARRAY_TASK_ID": task} if task else {}
+    return subprocess.run(
+        ["bash", str(ROOT / "launch" / "slurm.sbatch"), f"@{file}", "seed=3"],
+        env={**environment, **array},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+
+
+def test_each_task_of_an_array_trains_its_line(stubs, tmp_path):
+    environment, run, record = stubs
+    text = f"debug/tiny --out {run}0\ndebug/tiny_supervised --out '{run} 1' 'evaluate.k=[1, 5]'\n"
+    assert submit_lines(environment, run, tmp_path / "runs.txt", text, "2").returncode == 0
+    assert record.read_text().count(f"train debug/tiny_supervised --out {run} 1 evaluate.k=[1, 5] seed=3\n") == 2
+
+
+@pytest.mark.parametrize(
+    "task, text, says",
+    [
+        ("3", "debug/tiny --out a\n", "line 3 of {file} is empty: --array=1-N takes lines 1 to N"),
+        ("1", "debug/tiny\n", "usage: sbatch launch/slurm.sbatch RECIPE --out DIR [key=value ...]"),
+        (
+            "",
+            "debug/tiny --out a\n",
+            "usage: sbatch --array=1-N launch/slurm.sbatch @FILE [key=value ...], N lines of {file}",
+        ),
+    ],
+    ids=["no such line", "no run folder", "no array"],
+)
+def test_lines_that_cannot_be_trained_are_a_one_line_error(stubs, tmp_path, task, text, says):
+    environment, run, record = stubs
+    file = tmp_path / "runs.txt"
+    done = submit_lines(environment, run, file, text, task)
+    assert (done.returncode, done.stderr) == (2, f"maskwise: {says.format(file=file)}\n")
+    assert not record.exists()
 
 
 def test_a_port_in_use_ends_the_script_before_torchrun(stubs, launched):

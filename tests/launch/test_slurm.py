@@ -15,7 +15,7 @@ from support import kills, pair
 from support.slurm_cluster import ENDED, Cluster, Refused, install
 
 ROOT = Path(__file__).resolve().parents[2]
-OPTIONS = (*kills.SMALL, "evaluate.pictures_every=0", "evaluate.baselines=false")  # 12 steps
+OPTIONS = ("data.count=24", "train.epochs=4", "train.save_every=2", "evaluate.knn_every=2", "evaluate.baselines=false")
 RECIPES = {"ibot": ("debug/tiny",), "supervised": ("debug/tiny_supervised",)}
 RANKS = ("--ntasks-per-node=2", "--gpus-per-node=0", "--cpus-per-task=1", "--time=60", "--signal=USR1@600")
 pytestmark = pytest.mark.slow
@@ -39,8 +39,13 @@ def undisturbed(tmp_path_factory):
         pair.start("-m", "maskwise", "train", *recipe, "--out", folder / name, *OPTIONS)
         for name, recipe in RECIPES.items()
     ]
-    for ranks in pairs:
-        pair.end(ranks, 1200)
+    try:
+        for ranks in pairs:
+            pair.end(ranks, 1200)
+    finally:
+        for rank in sum(pairs, []):
+            rank.kill()
+            rank.wait()
     return {name: contents(folder / name) for name in RECIPES}
 
 

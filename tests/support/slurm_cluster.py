@@ -103,7 +103,7 @@ def _apt_get(seconds: float, *arguments: str) -> str:
 class Cluster:
     """One node of four CPUs, whatever the machine has; on exit all jobs, steps and daemons are ended by process id."""
 
-    def __init__(self, seconds: float = 240):
+    def __init__(self, seconds: float = 900):
         self.seconds, self.daemons = seconds, []
         self.folder = Path(tempfile.mkdtemp(prefix="slurm", dir="/tmp"))  # paths of sockets have at most 107 bytes
         self.environment = {

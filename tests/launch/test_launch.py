@@ -56,7 +56,9 @@ exit $status
 SCONTROL = """#!/usr/bin/env bash
 echo "$*" >> "$RECORD.scontrol"
 if [ "$1 $2" = "show hostnames" ]; then printf '127.0.0.1\\nother\\n'; fi
-if [ "$1 $2 $3" = "--oneliner show job" ]; then echo "JobId=$4 JobState=${STATE:-RUNNING} Reason=${REASON:-None} Dependency=(null)"; fi
+if [ "$1 $2 $3" = "--oneliner show job" ]; then
+    echo "JobId=$4 JobState=${STATE:-RUNNING} Reason=${REASON:-None} Dependency=(null)"
+fi
 """
 
 

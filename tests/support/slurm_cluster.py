@@ -75,9 +75,7 @@ def install() -> None:
         reason = _apt_get(60, "--download-only", *wanted)
         if reason:
             raise Refused(reason)
-    reason = _apt_get(
-        300, "--no-download", *wanted
-    )  # dpkg must not be interrupted: only the download has a short limit
+    reason = _apt_get(300, "--no-download", *wanted)  # a longer limit, since dpkg is better not interrupted
     if reason:
         raise Refused(reason)
 
@@ -124,7 +122,7 @@ class Cluster:
         for kind in (signal.SIGTERM, signal.SIGKILL):  # munged removes its socket at SIGTERM
             for process in {*self._processes(), *(daemon.pid for daemon in self.daemons if daemon.poll() is None)}:
                 with contextlib.suppress(ProcessLookupError):
-                    os.kill(process, signal.SIGKILL if kind == signal.SIGKILL else kind)
+                    os.kill(process, kind)
             until = time.monotonic() + 10
             while self._processes() and time.monotonic() < until:
                 time.sleep(0.05)

@@ -3,6 +3,7 @@
 import contextlib
 import os
 import pwd
+import random
 import secrets
 import shutil
 import signal
@@ -42,6 +43,7 @@ SelectType=select/cons_tres
 SelectTypeParameters=CR_CPU
 SlurmdParameters=config_overrides
 MinJobAge=86400
+FirstJobId={job}
 ReturnToService=2
 MailProg=/bin/true
 KillWait=600
@@ -119,13 +121,12 @@ class Cluster:
         return self
 
     def __exit__(self, *exception) -> None:
-        for kind in (signal.SIGTERM, signal.SIGKILL):  # munged removes its socket at SIGTERM
-            for process in {*self._processes(), *(daemon.pid for daemon in self.daemons if daemon.poll() is None)}:
+        until = time.monotonic() + 30
+        while (processes := self._processes()) and time.monotonic() < until:
+            for process in processes:
                 with contextlib.suppress(ProcessLookupError):
-                    os.kill(process, kind)
-            until = time.monotonic() + 10
-            while self._processes() and time.monotonic() < until:
-                time.sleep(0.05)
+                    os.kill(process, signal.SIGKILL)
+            time.sleep(0.05)
         for daemon in self.daemons:
             daemon.wait(30)
         shutil.rmtree(self.folder, ignore_errors=True)
@@ -138,9 +139,10 @@ class Cluster:
         key.write_bytes(secrets.token_bytes(1024))
         key.chmod(0o400)
         controller, node = _free_ports(2)
+        job = random.SystemRandom().randrange(1, 10**6)  # the port of its ranks: clusters beside each other must differ
         user = pwd.getpwuid(os.geteuid()).pw_name
         (folder / "slurm.conf").write_text(
-            CONFIGURATION.format(folder=folder, host=host, controller=controller, node=node, user=user)
+            CONFIGURATION.format(folder=folder, host=host, controller=controller, node=node, user=user, job=job)
         )
         files = {"key-file": "munge.key", "socket": "munge.socket", "pid-file": "munge.pid", "seed-file": "munge.seed"}
         self._daemon(
@@ -207,8 +209,8 @@ class Cluster:
         return self.wait(lambda: (state := self.state(job)) in ENDED and state, f"job {job} ends")
 
     def logs(self, last: int = 3000) -> str:
-        """Return the ends of all logs of the cluster and its jobs."""
-        paths = sorted([*self.folder.glob("*.log"), *self.folder.glob("*.out")])
+        """Return the ends of the logs of daemons and jobs."""
+        paths = sorted(self.folder.glob("*.log"))
         return "\n".join(f"--- {path.name}\n{path.read_text(errors='replace')[-last:]}" for path in paths)
 
 

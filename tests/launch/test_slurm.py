@@ -6,6 +6,7 @@ limit of the running job is shortened, since an early signal would meet ranks th
 Slurm is absent and cannot be installed, all skip with the reason.
 """
 
+import contextlib
 import json
 import sys
 from pathlib import Path
@@ -28,7 +29,11 @@ def cluster():
         install()
     except Refused as reason:
         pytest.skip(f"Slurm cannot be installed: {reason}")
-    with Cluster() as running:
+    with contextlib.ExitStack() as stack:
+        try:
+            running = stack.enter_context(Cluster())
+        except Refused as reason:
+            pytest.skip(f"Slurm cannot be started: {reason}")
         yield running
 
 

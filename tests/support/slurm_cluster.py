@@ -101,10 +101,13 @@ def _apt_get(seconds: float, *arguments: str) -> str:
 
 
 class Cluster:
-    """One node of four CPUs, whatever the machine has; on exit all jobs, steps and daemons are ended by process id."""
+    """One node of four CPUs, whatever the machine has; on exit all jobs, steps and daemons are ended by process id.
+
+    Raises Refused where a daemon ends at once, such as slurmd in a container without /sys/fs/cgroup.
+    """
 
     def __init__(self, seconds: float = 900):
-        self.seconds, self.daemons = seconds, []
+        self.seconds, self.daemons = seconds, {}
         self.folder = Path(tempfile.mkdtemp(prefix="slurm", dir="/tmp"))  # paths of sockets have at most 107 bytes
         self.environment = {
             **{name: value for name, value in os.environ.items() if not name.startswith(("SLURM", "SBATCH", "SRUN"))},
@@ -127,7 +130,7 @@ class Cluster:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(process, signal.SIGKILL)
             time.sleep(0.05)
-        for daemon in self.daemons:
+        for daemon in self.daemons.values():
             daemon.wait(30)
         shutil.rmtree(self.folder, ignore_errors=True)
 
@@ -157,10 +160,8 @@ class Cluster:
     def _daemon(self, *command: str) -> None:
         with open(self.folder / f"{command[0]}.out", "w") as output:
             tied = ["setpriv", "--pdeathsig", "KILL"] if shutil.which("setpriv") else []  # should the tests be killed
-            self.daemons.append(
-                subprocess.Popen(
-                    [*tied, *command], env=self.environment, stdin=subprocess.DEVNULL, stdout=output, stderr=output
-                )
+            self.daemons[command[0]] = subprocess.Popen(
+                [*tied, *command], env=self.environment, stdin=subprocess.DEVNULL, stdout=output, stderr=output
             )
 
     def _answers(self, *command: str) -> str:
@@ -200,6 +201,11 @@ class Cluster:
         """Return the first true value of a condition; raises AssertionError with the logs after `seconds`."""
         until = time.monotonic() + self.seconds
         while not (value := condition()):
+            for name, daemon in self.daemons.items():
+                if daemon.poll() is not None:
+                    raise Refused(
+                        f"{name} ended: {' '.join((self.folder / f'{name}.out').read_text().splitlines()[-3:])}"
+                    )
             assert time.monotonic() < until, f"{what}: not within {self.seconds:g} s\n{self.logs()}"
             time.sleep(0.1)
         return value

@@ -122,7 +122,7 @@ def test_run_survives_time_limit_requeue_and_cancellation(cluster, submit, undis
     wait_for_pause(cluster, job, tmp_path, start=2)
     cluster.run("scancel", job)
     assert cluster.wait_until_ended(job) == "CANCELLED" and cluster.field(job, "Restarts") == "2"
-    assert (run / "preempted").read_text() == "10"
+    assert int((run / "preempted").read_text()) == 10
 
     again = submit(*words)
     assert cluster.wait_until_ended(again) == "COMPLETED", cluster.logs()

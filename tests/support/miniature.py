@@ -57,6 +57,8 @@ def sizes(name: str) -> tuple[str, ...]:
     overrides = MAP_SIZES.get(
         resolved(name).backbone.name.partition("_")[0].removeprefix("se").rstrip("0123456789"), SIZES
     )
+    if resolved(name).values.get("backbone.stem") == "conv":  # the strides of the stem give the patch
+        overrides = tuple(word for word in overrides if not word.startswith("backbone.patch_size"))
     if resolved(name).method.name == "distill":
         return tuple(word for word in overrides if not word.startswith("head."))
     if not resolved(name).learns_labels:

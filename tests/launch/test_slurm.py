@@ -113,7 +113,8 @@ def test_run_survives_time_limit_requeue_and_cancellation(cluster, submit, undis
     job = submit(*words, PAUSE_AT="3,6,9")
     wait_for_pause(cluster, job, tmp_path)
     cluster.run("scontrol", "update", f"JobId={job}", "EndTime=now+620")  # the signal is due 600 s before
-    cluster.wait(lambda: cluster.field(job, "Restarts") == "1", f"job {job} requeues itself")
+    cluster.wait(lambda: cluster.field(job, "Restarts") == "1" or cluster.state(job) in ENDED, f"job {job} is requeued")
+    assert cluster.field(job, "Restarts") == "1", cluster.logs()
     cluster.run("scontrol", "update", f"JobId={job}", "TimeLimit=60")
     wait_for_pause(cluster, job, tmp_path, start=1)
     assert not (run / "preempted").exists() and "TIME LIMIT" not in (cluster.folder / f"job_{job}.log").read_text()

@@ -24,6 +24,7 @@ from maskwise.storage.options import RemoteOptions
 
 LATENCIES = (0, 10, 50)  # milliseconds
 BATCH = 16
+TESTS = Path(__file__).parents[2] / "tests"  # support.object_store runs moto
 
 
 def serve(folder: Path, delay: float, pipe) -> None:
@@ -41,11 +42,11 @@ def serve(folder: Path, delay: float, pipe) -> None:
 def pack(folder: Path, count: int) -> None:
     """Write images into two tar files."""
     natural_jpegs.write(folder / "jpegs", count)
-    files = sorted((folder / "jpegs").glob("*.jpg"))
+    files = sorted((folder / "jpegs").glob("*/*.jpg"))
     for k in range(2):
         with tarfile.open(folder / f"train-{k:04d}.tar", "w") as tar:
-            for number, file in enumerate(files[k::2]):
-                tar.add(file, f"{'ab'[number % 2]}/{file.name}")
+            for file in files[k::2]:
+                tar.add(file, f"{file.parent.name}/{file.name}")
 
 
 def speeds(data: Tar, workers: int) -> dict[str, float]:
@@ -90,7 +91,7 @@ def bucket(folder: Path, latency: int, workers: int) -> dict:
 
 def main(count: int, workers: int) -> dict:
     """Measure local tar files and buckets, local ones again at the end."""
-    sys.path.insert(0, str(Path(__file__).parents[2] / "tests"))
+    sys.path.insert(0, str(TESTS))
     os.environ["PYTHONPATH"] = os.pathsep.join(sys.path)
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)

@@ -145,6 +145,9 @@ class Store:
 
 # Filesystems of this process by protocol: their event loops do not survive a fork.
 _filesystems: dict[str, Any] = {}
+# Those of the parent are kept in a forked process: closing one there takes the parent's connections out of the epoll
+# instance that both share, and the parent's next read would wait in vain.
+_inherited: list[Any] = []
 _lock = threading.Lock()
 
 
@@ -187,6 +190,7 @@ def path_of(address: str) -> str:
 
 def _forget() -> None:
     global _lock
+    _inherited.extend(_filesystems.values())
     _filesystems.clear()
     _lock = threading.Lock()
 

@@ -1,5 +1,7 @@
 """Tar files in object storage and on a web server: bit-equal to local ones, in any process, whatever fails between."""
 
+import asyncio
+import gc
 import os
 import random
 import re
@@ -258,3 +260,30 @@ def test_datasets_of_local_files_say_what_storage_is_read_as(sets):
     for kind in ("folder", "list"):
         with pytest.raises(UserError, match="s3:/+images/sets is in object storage, which is read as tar files"):
             DATASETS[kind]("s3://images/sets")
+
+
+def test_a_forked_process_leaves_the_connections_of_its_parent_alone(bucket):
+    """Its garbage is collected in its own event loop, where s3fs closes what was inherited."""
+    proxy, client = bucket
+    proxy.reset()
+    client.put_object(Bucket="images", Key="forked.bin", Body=b"0123456789")
+    store = requests.Store("data.path")
+    assert store.read("s3://images/forked.bin", 2, 3) == b"234"
+    child = os.fork()
+    if not child:
+        import fsspec.asyn
+
+        store.read("s3://images/forked.bin", 0, 1)
+        asyncio.run_coroutine_threadsafe(collected(), fsspec.asyn.get_loop()).result()
+        os._exit(0)
+    assert os.waitpid(child, 0)[1] == 0
+    before = len(proxy.requests)
+    assert store.read("s3://images/forked.bin", 5, 2) == b"56"
+    assert len(proxy.requests) == before + 1, "the first request was lost, after 30 seconds"
+    client.delete_object(Bucket="images", Key="forked.bin")
+
+
+async def collected():
+    """Collect garbage, and let what it has started end."""
+    gc.collect()
+    await asyncio.sleep(0.01)

@@ -78,16 +78,16 @@ def test_stages_equal_timm_at_the_native_and_another_size(name):
     "options, side, grid", [({"output_stride": 16}, 64, 4), ({"aa_layer": "blur"}, 75, 3), ({"aa_layer": "avg"}, 64, 2)]
 )
 def test_other_strides(options, side, grid):
-    backbone = tiny(**options).eval()
-    x = images(side, dtype=torch.float32)
-    model = timm.create_model("mobilenetv2_035", num_classes=0, **options).eval()
+    backbone = tiny(**options).eval().double()
+    x = images(side, dtype=torch.float64)
+    model = timm.create_model("mobilenetv2_035", num_classes=0, **options).eval().double()
     model.load_state_dict(backbone.state_dict())
     tokens = backbone(x)
     assert tokens.grid == (grid, grid) == backbone.grid_for((side, side))
     torch.testing.assert_close(tokens.patches.transpose(1, 2).unflatten(2, tokens.grid), model.forward_features(x))
     if options.get("aa_layer") == "avg":
         with pytest.raises(UserError, match="75x75 pixels do not divide into patches of 32x32"):
-            backbone(images(75, dtype=torch.float32))
+            backbone(images(75, dtype=torch.float64))
 
 
 def test_parameter_count_of_the_released_map_mobilenet():

@@ -18,20 +18,19 @@ from maskwise.recipe.reading import read_recipe
 
 @pytest.mark.parametrize("threads", [2, 3])
 def test_features_do_not_depend_on_the_number_of_threads(threads, monkeypatch):
-    """Bit for bit on those that read images; on torch's, whose kernels may sum in another order, up to rounding."""
-    recipe = read_recipe("pretrain/cifar10_small_dino", "data=shapes", "backbone.channels=[8, 8, 8, 16]")
+    """Neither on those that read images nor on torch's."""
+    # 16 channels fill a vector of AVX-512; sums of fewer depend on how threads share them
+    recipe = read_recipe("pretrain/cifar10_small_dino", "data=shapes", "backbone.channels=[16, 16, 16, 16]")
     encoder, images, found = build.encoder(recipe), Shapes(70, size=40), []
     before = torch.get_num_threads()
-    for readers, count in ((1, 1), (threads, 1), (threads, threads)):
-        monkeypatch.setattr(extract, "read", partial(reading.read, threads=readers))
+    for count in (1, threads):
+        monkeypatch.setattr(extract, "read", partial(reading.read, threads=count))
         torch.set_num_threads(count)
         try:
             found.append(extract.extract(encoder, images, batch_size=32))
         finally:
             torch.set_num_threads(before)
-    for name in ("pooled", "patch_mean"):
-        assert torch.equal(found[0][name], found[1][name])
-        torch.testing.assert_close(found[0][name], found[2][name], rtol=1e-4, atol=1e-5)
+    assert all(torch.equal(found[0][name], found[1][name]) for name in ("pooled", "patch_mean"))
 
 
 class Images:

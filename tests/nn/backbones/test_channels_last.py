@@ -40,7 +40,7 @@ def test_memory_format_changes_no_number(name, options, monkeypatch):
     expected = plain_memory(images).patches
     monkeypatch.undo()
     assert all(weight.is_contiguous(memory_format=torch.channels_last) for weight in four_dimensional(ours))
-    torch.testing.assert_close(ours(images).patches, expected, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(ours(images).patches, expected, rtol=1e-10, atol=1e-10)
 
 
 @pytest.mark.parametrize("name, options", NETWORKS.items())

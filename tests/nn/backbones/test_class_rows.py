@@ -47,7 +47,7 @@ def gradients(model, loss):
 
 
 def equal(actual, expected):
-    torch.testing.assert_close(actual, expected, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(actual, expected, rtol=1e-11, atol=1e-12)
 
 
 @pytest.mark.parametrize("norm", ["after", "before"])

@@ -54,12 +54,12 @@ def test_stages_equal_timm_at_the_native_and_another_size(name):
     for side in (64, 75):
         x = images(side)
         tokens = backbone(x, layers=(0, 1, 2, 3, 4, 5, -1))
-        torch.testing.assert_close(tokens.stages[0], model.bn1(model.conv_stem(x)), rtol=1e-9, atol=1e-9)
+        torch.testing.assert_close(tokens.stages[0], model.bn1(model.conv_stem(x)), rtol=1e-11, atol=1e-11)
         last, theirs = model.forward_intermediates(x)
         for stage, intermediate in zip(tokens.stages[1:5], theirs[:4], strict=True):
-            torch.testing.assert_close(stage, intermediate, rtol=1e-9, atol=1e-9)
-        torch.testing.assert_close(tokens.stages[5], last, rtol=1e-9, atol=1e-9)
-        torch.testing.assert_close(last, model.forward_features(x), rtol=1e-9, atol=1e-9)
+            torch.testing.assert_close(stage, intermediate, rtol=1e-10, atol=1e-10)
+        torch.testing.assert_close(tokens.stages[5], last, rtol=1e-10, atol=1e-10)
+        torch.testing.assert_close(last, model.forward_features(x), rtol=1e-10, atol=1e-10)
         assert tokens.grid == backbone.grid_for((side, side)) == tuple(last.shape[-2:]) and backbone.patch_size == (
             32,
             32,
@@ -71,7 +71,7 @@ def test_stages_equal_timm_at_the_native_and_another_size(name):
             backbone.dim,
         )
     assert backbone(images(64, width=96)).grid == (2, 3)
-    torch.testing.assert_close(backbone(x[1:]).patches[0], tokens.patches[1], rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(backbone(x[1:]).patches[0], tokens.patches[1], rtol=1e-10, atol=1e-10)
 
 
 @pytest.mark.parametrize(
@@ -114,7 +114,7 @@ def test_drop_path_is_keyed_by_sample_and_leaves_the_shortcut(monkeypatch):
     backbone.drop_path.train()  # batch norms stay in eval mode: their statistics would be those of the batch
     whole = backbone(x, drop_key=keys).patches
     parts = torch.cat([backbone(x[:2], drop_key=keys[:2]).patches, backbone(x[2:], drop_key=keys[2:]).patches])
-    torch.testing.assert_close(whole, parts, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(whole, parts, rtol=1e-11, atol=1e-11)
     assert (whole != backbone(x, drop_key=keys + 1).patches).flatten(1).any(1).sum() >= 4
     assert backbone.drop_path.rates[-1] == 0.5
     factors = torch.rand(backbone.depth, 2, 6, 1, 1, dtype=torch.float64)
@@ -124,7 +124,7 @@ def test_drop_path_is_keyed_by_sample_and_leaves_the_shortcut(monkeypatch):
         branch = block(expected) - expected if block.has_skip else block(expected)
         expected = expected + scale[0][:, :, :, None] * branch if block.has_skip else branch
     torch.testing.assert_close(
-        backbone(x, layers=(-1,)).stages[0], backbone.bn2(backbone.conv_head(expected)), rtol=1e-9, atol=1e-9
+        backbone(x, layers=(-1,)).stages[0], backbone.bn2(backbone.conv_head(expected)), rtol=1e-10, atol=1e-10
     )
 
 

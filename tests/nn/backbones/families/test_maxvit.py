@@ -44,7 +44,7 @@ def test_stages_equal_timm_at_the_native_and_another_size(family, sides):
     model, x = twin(backbone, family), images(*sides[:1], width=sides[1])
     tokens = backbone(x, layers=(0, 1, 2, 3, 4, -1))
     for stage, theirs in zip(tokens.stages, model.forward_intermediates(x, intermediates_only=True)):
-        torch.testing.assert_close(stage, theirs, rtol=1e-9, atol=1e-9)
+        torch.testing.assert_close(stage, theirs, rtol=1e-10, atol=1e-10)
     torch.testing.assert_close(
         backbone.norm(tokens.patches).transpose(1, 2).unflatten(2, tokens.grid), model.forward_features(x)
     )
@@ -58,7 +58,7 @@ def test_stages_equal_timm_at_the_native_and_another_size(family, sides):
         torch.equal(tokens.patches, tokens.stages[5].flatten(2).transpose(1, 2))
         and tokens.stages[5] is tokens.stages[4]
     )
-    torch.testing.assert_close(backbone(x[1:]).patches[0], tokens.patches[1], rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(backbone(x[1:]).patches[0], tokens.patches[1], rtol=1e-10, atol=1e-10)
 
 
 @pytest.mark.parametrize("family", ["tensorflow", "timm", "bias from an MLP"])
@@ -75,8 +75,8 @@ def test_smaller_images_use_the_middle_of_the_bias_table(family):
     torch.testing.assert_close(
         backbone(x, layers=(-1,)).stages[0],
         model.forward_intermediates(x, intermediates_only=True)[-1],
-        rtol=1e-9,
-        atol=1e-9,
+        rtol=1e-10,
+        atol=1e-10,
     )
 
 
@@ -167,7 +167,7 @@ def test_drop_path_is_keyed_by_sample_and_by_five_branches(monkeypatch):
     backbone.drop_path.train()  # batch norms stay in eval mode: their statistics would be those of the batch
     whole = backbone(x, drop_key=keys).patches
     parts = torch.cat([backbone(x[:2], drop_key=keys[:2]).patches, backbone(x[2:], drop_key=keys[2:]).patches])
-    torch.testing.assert_close(whole, parts, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(whole, parts, rtol=1e-10, atol=1e-10)
     assert (whole != backbone(x, drop_key=keys + 1).patches).flatten(1).any(1).sum() >= 4
     drawn = backbone.drop_path(6, x, keys)
     assert drawn.shape == (4, 5, 6, 1, 1) and len({tuple(row) for row in drawn[-1].flatten(1).tolist()}) > 1
@@ -185,7 +185,7 @@ def test_drop_path_is_keyed_by_sample_and_by_five_branches(monkeypatch):
             expected = expected + rows[branch] * part._partition_attn(part.norm1(expected))
             expected = expected + rows[branch + 1] * part.mlp(part.norm2(expected))
         expected = expected.permute(0, 3, 1, 2)
-    torch.testing.assert_close(backbone(x, layers=(-1,)).stages[0], expected, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(backbone(x, layers=(-1,)).stages[0], expected, rtol=1e-10, atol=1e-10)
 
 
 @pytest.mark.parametrize("family", ["tensorflow", "bias from an MLP"])

@@ -46,12 +46,15 @@ def test_features_and_stages_equal_timm(family):
     grid = (64 // backbone.patch_size[0], 96 // backbone.patch_size[0])
     theirs.load_state_dict(backbone.state_dict())
     tokens = backbone(x, layers=(0, 1, -1))
-    torch.testing.assert_close(backbone.norm(tokens.patches), theirs.forward_features(x), rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(backbone.norm(tokens.patches), theirs.forward_features(x), rtol=1e-11, atol=1e-11)
     torch.testing.assert_close(
-        tokens.stages[0], theirs.stem(x).transpose(1, 2).unflatten(2, grid), rtol=1e-9, atol=1e-9
+        tokens.stages[0], theirs.stem(x).transpose(1, 2).unflatten(2, grid), rtol=1e-11, atol=1e-11
     )
     torch.testing.assert_close(
-        tokens.stages[1], theirs.forward_intermediates(x, indices=[2], intermediates_only=True)[0], rtol=1e-9, atol=1e-9
+        tokens.stages[1],
+        theirs.forward_intermediates(x, indices=[2], intermediates_only=True)[0],
+        rtol=1e-11,
+        atol=1e-11,
     )
     assert (
         tokens.stages[2] is tokens.stages[1]
@@ -61,8 +64,8 @@ def test_features_and_stages_equal_timm(family):
     vector = backbone.norm(tokens.patches.mean(1))
     assert vector.shape == (2, backbone.dim)
     if family == "resmlp":  # an affine map and a mean commute
-        torch.testing.assert_close(vector, theirs(x), rtol=1e-9, atol=1e-9)
-    torch.testing.assert_close(backbone(x[1:]).patches[0], tokens.patches[1], rtol=1e-9, atol=1e-9)
+        torch.testing.assert_close(vector, theirs(x), rtol=1e-11, atol=1e-11)
+    torch.testing.assert_close(backbone(x[1:]).patches[0], tokens.patches[1], rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize(
@@ -125,7 +128,7 @@ def test_drop_path_is_keyed_by_sample_and_leaves_the_shortcut(monkeypatch):
         backbone, x, keys = tiny(family, drop_path=0.5).train(), images(6), keyed_random.make_key(1, torch.arange(6))
         whole = backbone(x, drop_key=keys).patches
         parts = torch.cat([backbone(x[:2], drop_key=keys[:2]).patches, backbone(x[2:], drop_key=keys[2:]).patches])
-        torch.testing.assert_close(whole, parts, rtol=1e-9, atol=1e-9)
+        torch.testing.assert_close(whole, parts, rtol=1e-12, atol=1e-12)
         assert (whole != backbone(x, drop_key=keys + 1).patches).flatten(1).any(1).sum() >= 4
         monkeypatch.setattr(
             backbone.drop_path,

@@ -28,9 +28,9 @@ def kills(tmp_path, *arguments):
 @pytest.mark.slow
 def test_thirty_kills_at_random_moments_and_one_at_each_point(tmp_path):
     counted = kills(tmp_path, "--kills", "30")
-    # how many runs come to their end between 30 kills depends on the machine's pace; the last one always does
-    assert counted["random_kills"] == 30 and sum(counted["caught"].values()) == 30
-    assert counted["runs_finished_equal"] >= 1
+    assert (
+        counted["random_kills"] == 30 and sum(counted["caught"].values()) == 30 and counted["runs_finished_equal"] >= 3
+    )
     expected = (
         "file opened",
         "half written",

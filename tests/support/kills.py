@@ -43,6 +43,7 @@ SMALL = (
     "evaluate.pictures_every=2",
     "evaluate.limit_bank=16",
 )  # 12 steps
+KILLS_OF_A_RUN = 10  # then it goes on undisturbed, however little of it fits between kills on a slow machine
 STOPPED = 3  # exit status of a process that received a stop signal
 TIMES = {"img_s", "data_wait", "seconds"}
 
@@ -381,21 +382,19 @@ def run(kills: int, seed: int, points: list[str], root: Path, say=print) -> dict
 
     done, runs, starts = 0, 0, 0
     while done < kills:
-        folder, before = root / f"run{runs}", 0
+        folder, before, end = root / f"run{runs}", 0, min(kills, done + KILLS_OF_A_RUN)
         finished = False
         while not finished:
             starts += 1
-            finished = ended(start(folder, seed=starts), draw.uniform(0, 0.6 * span) if done < kills else 600)
-            if finished:
-                span *= 0.9  # the machine has become faster, or luck: moments are to lie within the run
-            else:
+            finished = ended(start(folder, seed=starts), draw.uniform(0, 0.6 * span) if done < end else 600)
+            if not finished:
                 done += 1
                 caught_at[interrupted_phase(folder)] += 1
                 step = saved(folder)
                 assert step >= before, f"{folder}: step {step} after {before}"
-                if step == before:
-                    span *= 1.05  # slower than measured: a start must be able to get anywhere
                 before = step
+            elif done < end:
+                span *= 0.9  # the machine has become faster, or luck: moments are to lie within the run
         assert_same(expected, folder)
         runs += 1
         say(f"{done} kills, {runs} runs equal", flush=True)

@@ -19,7 +19,6 @@ NETWORK = (  # 12 million weights: three buckets
 def events(world, *words):
     """Return the events of the third step in order: ("ready", bytes) of a gradient, ("sent", bytes) of a bucket."""
     from launch.reproduce.growth.collectives import CollectiveCounter
-    from launch.reproduce.growth.traffic import gradient_bytes
     from maskwise import build
     from maskwise.recipe.reading import read_recipe
 
@@ -32,7 +31,7 @@ def events(world, *words):
     for parameter in trainer.method.parameters():
         if parameter.requires_grad:
             parameter.register_post_accumulate_grad_hook(
-                lambda ready: counter.calls.append(("ready", "", 0, gradient_bytes(ready)))
+                lambda ready: counter.calls.append(("ready", "", 0, ready.nbytes))
             )
     with counter:
         trainer.step(*crops)

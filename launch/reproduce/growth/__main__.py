@@ -99,7 +99,7 @@ def predicted(options) -> dict:
 def predicted_case(words: list[str], images: int, step_ms, gpus: list[int], assumed) -> dict:
     """Return the traffic of a recipe, and its efficiency by interconnect and step time."""
     from launch.reproduce.growth import efficiency
-    from launch.reproduce.growth.traffic import as_rows, gradient_bytes, step_traffic, trainable, wire_bytes
+    from launch.reproduce.growth.traffic import as_rows, step_traffic, trainable, wire_bytes
     from maskwise.build.networks import method as build_method
     from maskwise.distributed.world import World
     from maskwise.recipe.reading import read_recipe
@@ -113,8 +113,8 @@ def predicted_case(words: list[str], images: int, step_ms, gpus: list[int], assu
     result = {
         "recipe": words,
         "images": images,
-        "gradients_bytes": sum(map(gradient_bytes, trainable(method))),
-        "head_gradients_bytes": sum(gradient_bytes(weight) for weight in trainable(method) if weight in head),
+        "gradients_bytes": sum(weight.nbytes for weight in trainable(method)),
+        "head_gradients_bytes": sum(weight.nbytes for weight in trainable(method) if weight in head),
         "others_bytes": sum(volume.bytes for key, volume in traffic.items() if key.purpose != "gradients"),
         "sent_bytes": wire_bytes(traffic),
         "buckets": len(efficiency.buckets(method)),

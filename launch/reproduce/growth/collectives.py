@@ -51,7 +51,9 @@ class CollectiveCounter(TorchDispatchMode):
             name = func._opname
             kind, position = OPERATORS.get(name, (name, None))
             payload = args if position is None else args[position]
-            self.calls.append((purpose(kind), kind, group_size(args), sum(map(size_of, tensors(payload)))))
+            self.calls.append(
+                (purpose(kind), kind, group_size(args), sum(tensor.nbytes for tensor in tensors(payload)))
+            )
         return func(*args, **(kwargs or {}))
 
     def traffic(self) -> Traffic:
@@ -88,8 +90,3 @@ def tensors(value):
     elif isinstance(value, (list, tuple)):
         for item in value:
             yield from tensors(item)
-
-
-def size_of(tensor: Tensor) -> int:
-    """Return the bytes of a tensor."""
-    return tensor.numel() * tensor.element_size()

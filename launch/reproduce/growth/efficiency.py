@@ -5,15 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from launch.reproduce.growth.traffic import (
-    BUCKET_LIMITS,
-    Collective,
-    bucket_sizes,
-    gradient_bytes,
-    ring_share,
-    step_traffic,
-    trainable,
-)
+from launch.reproduce.growth.traffic import BUCKET_LIMITS, Collective, bucket_sizes, ring_share, step_traffic, trainable
 from maskwise.errors import UserError
 from maskwise.methods.base import Method
 from maskwise.recipe.recipe import Recipe
@@ -71,11 +63,11 @@ def buckets(method: Method) -> list[tuple[int, float]]:
     """
     tensors = list(reversed(trainable(method)))
     encoder = {parameter for parameter in method.student.encoder.parameters() if parameter.requires_grad}
-    total, done, shares = sum(map(gradient_bytes, encoder)), 0, []
+    total, done, shares = sum(weight.nbytes for weight in encoder), 0, []
     for parameter in tensors:
-        done += gradient_bytes(parameter) if parameter in encoder else 0
+        done += parameter.nbytes if parameter in encoder else 0
         shares.append(done / total)
-    made, last, sizes = [], 0, [gradient_bytes(parameter) for parameter in tensors]
+    made, last, sizes = [], 0, [parameter.nbytes for parameter in tensors]
     for size in bucket_sizes(sizes, BUCKET_LIMITS):
         filled = 0
         while filled < size:

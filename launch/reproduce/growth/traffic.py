@@ -58,7 +58,7 @@ def step_traffic(
         return {}
     entries = [*method_entries(recipe, method, ranks), ("non-finite steps", "all_reduce", ranks, CAUSES * INT64)]
     if recipe.speed.shard == "none":
-        sizes = bucket_sizes(reversed([gradient_bytes(parameter) for parameter in trainable(method)]))
+        sizes = bucket_sizes(reversed([parameter.nbytes for parameter in trainable(method)]))
         entries += [("gradients", "all_reduce", ranks, size) for size in sizes]
     else:
         entries += sharded_entries(recipe, method, ranks, nodes if recipe.speed.shard == "hsdp" else 1, packed)
@@ -94,11 +94,6 @@ def ring_share(collective: Collective) -> float:
 def trainable(method: nn.Module) -> list[nn.Parameter]:
     """Return the parameters with gradients, in order of registration."""
     return [parameter for parameter in method.parameters() if parameter.requires_grad]
-
-
-def gradient_bytes(parameter: Tensor) -> int:
-    """Return the bytes of a parameter's gradient."""
-    return parameter.numel() * parameter.element_size()
 
 
 def bucket_sizes(gradients, limits: tuple[int, int] = BUCKET_LIMITS) -> list[int]:

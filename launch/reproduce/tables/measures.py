@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import time
 from collections.abc import Callable
@@ -13,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from launch.reproduce.tables.plan import Job
-from maskwise.engine.atomic_file import write_atomic
+from maskwise.bench import record
 
 K = 20
 BOX_IMAGES = 1024  # of localization and discovery, which read one image at a time
@@ -175,7 +174,7 @@ def missing(job: Job, out: Path, names: tuple[str, ...]) -> tuple[str, ...]:
 def measured(job: Job, out: Path, names: tuple[str, ...]) -> dict[str, dict]:
     """Return the evaluations of a run that there are."""
     files = {name: measure_file(job, out, name) for name in names}
-    return {name: json.loads(file.read_text(encoding="utf-8")) for name, file in files.items() if file.is_file()}
+    return {name: record.read(file) for name, file in files.items() if file.is_file()}
 
 
 def measure(
@@ -191,7 +190,7 @@ def measure(
         found = evaluated(name, trained)
         file = measure_file(job, out, name)
         file.parent.mkdir(parents=True, exist_ok=True)
-        write_atomic(file, json.dumps({"record": record_of(job, name, trained), **found}, indent=1) + "\n")
+        record.write(file, {"record": record_of(job, name, trained), **found})
     shutil.rmtree(cache, ignore_errors=True)
     return True
 
@@ -224,7 +223,5 @@ def evaluated(name: str, trained: Trained) -> dict:
 
 def record_of(job: Job, name: str, trained: Trained) -> dict:
     """Return the record of an evaluation."""
-    from maskwise.bench import record
-
     command = f"launch.reproduce.tables.measures.{name} of {job.key}"
     return record.describe(next(trained.encoder.parameters()).device, job.seed, command)

@@ -17,7 +17,7 @@ from multiprocessing.connection import wait as wait_for_end
 from pathlib import Path
 
 from launch.reproduce.tables.plan import Job
-from maskwise.engine.atomic_file import write_atomic
+from maskwise.bench import record
 from maskwise.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -134,7 +134,7 @@ def write_record(job: Job, out: Path) -> None:
     content["baselines"] = baselines(folder)
     file = record_file(job, out)
     file.parent.mkdir(parents=True, exist_ok=True)
-    write_atomic(file, json.dumps(content, indent=1) + "\n")
+    record.write(file, content)
 
 
 def command_words(job: Job) -> list[str]:
@@ -162,16 +162,16 @@ def finished(job: Job, out: Path) -> dict | None:
     file = record_file(job, out)
     if not file.is_file():
         return None
-    record = json.loads(file.read_text(encoding="utf-8"))
-    if record["plan"] != plan_hash(job):
+    stored = record.read(file)
+    if stored["plan"] != plan_hash(job):
         raise UserError(f"{file} is of another recipe than {job.key} has now: choose another --out, or remove {out}")
-    return record
+    return stored
 
 
-def learned(record: dict, points: float = 2.0) -> bool:
+def learned(run: dict, points: float = 2.0) -> bool:
     """Return whether a run's k-NN ended that many points above its untrained network."""
-    untrained = next((value for key, value in record["baselines"].items() if key.startswith("untrained_pooled")), 0.0)
-    return bool(record["curve"]) and record["curve"][-1][1] >= untrained + points
+    untrained = next((value for key, value in run["baselines"].items() if key.startswith("untrained_pooled")), 0.0)
+    return bool(run["curve"]) and run["curve"][-1][1] >= untrained + points
 
 
 def total_seconds(runs: dict[str, dict]) -> float:

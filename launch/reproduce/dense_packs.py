@@ -21,8 +21,8 @@ import torch
 
 import maskwise
 from launch.reproduce.derived_sets import coco_boxes, coco_label_maps
+from launch.reproduce.evaluate_packs import describe, untrained_like
 from launch.reproduce.packs import unpack
-from maskwise import build
 from maskwise.bench import record
 from maskwise.data.benchmark_sets import boxed, davis, label_maps
 from maskwise.data.datasets.subset import subsample_evenly
@@ -99,23 +99,19 @@ def encoders(models: dict[str, Path]) -> dict[str, tuple]:
     found: dict[str, tuple] = {}
     untrained: dict[str, tuple] = {}
     for name, run in models.items():
-        recipe = read_recipe(run)
-        step = (run / "checkpoints" / "last").read_text(encoding="utf-8").strip()
-        found[name] = (maskwise.load(run).eval(), described(recipe, step), recipe.hash(), step)
-        network = build.encoder(recipe).eval()
-        network.image_size, network.crop_pct = found[name][0].image_size, found[name][0].crop_pct
+        recipe, trained = read_recipe(run), maskwise.load(run).eval()
+        about = f"{describe(run)}, {recipe.backbone.name}, seed {recipe.seed}"
+        found[name] = (trained, about, recipe.hash(), last_step(run))
         of = f"untrained, {recipe.pooling.name}"
-        untrained.setdefault(of, (network, f"untrained {recipe.backbone.name}, {recipe.pooling.name}", of, ""))
+        if of not in untrained:
+            network = untrained_like(trained, run)
+            untrained[of] = (network, f"untrained {recipe.backbone.name}, {recipe.pooling.name}", of, "")
     return found | untrained
 
 
-def described(recipe, step: str) -> str:
-    """Describe a run in a line."""
-    steps = int(step.removeprefix("step_"))
-    return (
-        f"{recipe.method.name}, masking {recipe.masking.name}, {recipe.backbone.name}, pooling {recipe.pooling.name}, "
-        f"{steps} steps of {recipe.train.batch_size} images, seed {recipe.seed}"
-    )
+def last_step(run: Path) -> str:
+    """Return the name of a run's last checkpoint."""
+    return (run / "checkpoints" / "last").read_text(encoding="utf-8").strip()
 
 
 def measure(measurement: Measurement, encoder) -> dict:

@@ -139,9 +139,19 @@ def large(packs: dict, work: Path, scale: float) -> list[tuple]:
 
 def encoders(run: Path, size: int) -> dict:
     """Return the run's teacher, its untrained network, and raw pixels, all for images of one size."""
-    trained, untrained = maskwise.load(run, image_size=size), build.encoder(read_recipe(run)).eval()
+    trained = maskwise.load(run, image_size=size)
+    return {
+        "trained": trained,
+        "untrained": untrained_like(trained, run),
+        "raw pixels": RawPixels(32, trained.mean, trained.std),
+    }
+
+
+def untrained_like(trained, run: Path):
+    """Return a run's network before training, for images as the trained one takes them."""
+    untrained = build.encoder(read_recipe(run)).eval()
     untrained.image_size, untrained.crop_pct = trained.image_size, trained.crop_pct
-    return {"trained": trained, "untrained": untrained, "raw pixels": RawPixels(32, trained.mean, trained.std)}
+    return untrained
 
 
 def measure(who: str, encoder, title: str, data: dict, name: str, options: dict, work: Path, trained) -> dict:

@@ -608,15 +608,29 @@ MUTANTS = {
 }
 
 
+def copied(folder: Path) -> None:
+    """Copy the parts of the checkout that tests import or read to `folder`."""
+    junk = shutil.ignore_patterns("__pycache__", "*.egg-info")
+    for part in ("ssl", "tests", "configs", "launch"):
+        shutil.copytree(ROOT / part, folder / part, symlinks=True, ignore=junk)
+    shutil.copy(ROOT / "setup.cfg", folder)
+
+
+def tests_of(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    """Run pytest on the fast tests of a copied checkout with these arguments."""
+    filters = ["-q", "-p", "no:cacheprovider", "-m", "not slow and not long and not gpu"]
+    paths = os.pathsep.join([str(folder / "ssl"), str(folder / "tests")])
+    environment = {**os.environ, "PYTHONPATH": paths, "PYTHONDONTWRITEBYTECODE": "1", "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "pytest", *filters, *words]
+    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
+
+
 def planted(folder: Path, mutant: Mutant) -> None:
-    """Copy package, tests and recipes to `folder` and plant the fault.
+    """Copy the checkout to `folder` and plant the fault.
 
     Raises ValueError where a text to replace does not occur exactly once.
     """
-    junk = shutil.ignore_patterns("__pycache__", "*.egg-info")
-    for part in ("ssl", "tests", "configs"):
-        shutil.copytree(ROOT / part, folder / part, symlinks=True, ignore=junk)
-    shutil.copy(ROOT / "setup.cfg", folder)
+    copied(folder)
     source = folder / PACKAGE / mutant.file
     text = source.read_text()
     for before, after in mutant.changes.items():
@@ -633,21 +647,7 @@ def verdict(mutant: Mutant) -> str:
             planted(Path(folder), mutant)
         except (ValueError, OSError) as error:
             return f"not planted: {error}"
-        command = [
-            sys.executable,
-            "-m",
-            "pytest",
-            "-x",
-            "-q",
-            "-p",
-            "no:cacheprovider",
-            "-m",
-            "not slow and not long and not gpu",
-            *mutant.tests.split(),
-        ]
-        paths = os.pathsep.join([str(Path(folder, "ssl")), str(Path(folder, "tests"))])
-        environment = {**os.environ, "PYTHONPATH": paths, "PYTHONDONTWRITEBYTECODE": "1", "OMP_NUM_THREADS": "1"}
-        run = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
+        run = tests_of(Path(folder), "-x", *mutant.tests.split())
     if run.returncode == 0:
         return "SURVIVED"
     if run.returncode != 1 or "ImportError" in run.stdout:

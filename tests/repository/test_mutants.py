@@ -37,6 +37,14 @@ def test_every_fault_can_be_planted():
             assert (mutants.ROOT / path).exists(), path
 
 
+@pytest.mark.slow
+def test_tests_of_every_fault_are_collected_in_a_copy(tmp_path):
+    mutants.copied(tmp_path)
+    paths = {path for mutant in mutants.MUTANTS.values() for path in mutant.tests.partition(" -k ")[0].split()}
+    run = mutants.tests_of(tmp_path, "--collect-only", *sorted(paths))
+    assert run.returncode == 0, run.stdout[-2000:]
+
+
 def test_a_sample_is_repeated_by_its_printed_seed(monkeypatch, capsys):
     monkeypatch.setattr(mutants, "verdict", lambda mutant: "caught" if mutant.changes else "SURVIVED")
     assert mutants.main(["--sample", "5"]) == 0

@@ -23,31 +23,8 @@ from maskwise.engine.run_log import read_metrics
 from maskwise.errors import UserError
 from maskwise.recipe.reading import read_recipe
 
-IMAGES, EPOCHS, SHORT = 240, 18, 13  # 180 steps of a healthy run, 130 of an unhealthy one
-TINY = (
-    f"data.count={IMAGES}",
-    "data.size=40",
-    "crops.global_size=32",
-    "crops.local_size=16",
-    "crops.local_number=1",
-    "crops.jitter=[0.4,0.4,0.2,0.0]",
-    "crops.blur_prob=[0,0,0]",
-    "backbone.patch_size=8",
-    "backbone.embed_dim=48",
-    "backbone.num_heads=3",
-    "backbone.depth=2",
-    "head.prototypes=64",
-    "head.hidden=64",
-    "head.bottleneck=32",
-    "train.batch_size=24",
-    "train.log_every=5",
-    "train.keep=1",
-    "train.save_every=1000",
-    "evaluate.knn_every=0",
-    "evaluate.pictures_every=0",
-    "optimizer.warmup_epochs=1",
-    "speed.checkpointing=none",
-)
+EPOCHS, SHORT = 18, 13  # 180 steps of a healthy run, 130 of an unhealthy one
+RECIPE = Path(__file__).with_name("health_corpus.yaml")
 LONGER = "train.epochs=20"  # 200 steps: faults at half strength show later
 LEARNED = 0.9  # share of ln K below which the loss of a healthy run must end
 MASKINGS = ("random", "block", "attmask_high")
@@ -154,7 +131,7 @@ UNHEALTHY = {
 
 def trained(folder: Path, *overrides: str, epochs: int) -> dict:
     """Train one run -> its end, alarms, the doctor's findings and the range of the health metrics."""
-    recipe = read_recipe("pretrain/quickstart_shapes", *TINY, f"train.epochs={epochs}", *overrides)
+    recipe = read_recipe(RECIPE, f"train.epochs={epochs}", *overrides)
     start = time.process_time()
     try:
         ended = build.train(recipe, folder, quiet=True)["status"]
@@ -225,7 +202,7 @@ def information() -> dict:
         "record": record.describe(seed=[0, 1]),
         "thresholds_since": last_change(),
         "thresholds_file": thresholds(),
-        "recipe": ["pretrain/quickstart_shapes", *TINY],
+        "recipe": read_recipe(RECIPE).hash(),
         "thresholds": {name: value for name, value in constants.items() if isinstance(value, (int, float))},
     }
 

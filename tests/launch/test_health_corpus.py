@@ -42,7 +42,7 @@ def test_a_fault_in_miniature(tmp_path, monkeypatch):
 def test_recipes_are_valid(title):
     _, half, overrides = health_corpus.UNHEALTHY[title]
     for strength in (1.0, 0.5):
-        read_recipe("pretrain/quickstart_shapes", *health_corpus.TINY, "train.epochs=3", *overrides(strength))
+        read_recipe(health_corpus.RECIPE, "train.epochs=3", *overrides(strength))
     assert half and overrides(1.0) != overrides(0.5)
 
 

@@ -53,7 +53,7 @@ class RunReport(Report):
         return self.text
 
 
-def run_report(encoder, untrained, run_folder, data: dict, *, bank: int = 1024, queries: int = 512) -> RunReport:
+def run_report(encoder, untrained, run_folder, data: dict, *, bank: int = 4096, queries: int = 1024) -> RunReport:
     """Compare a trained encoder with its untrained weights, pixels and chance -> RunReport, in per cent.
 
     data: {"train", "test"}, evenly subsampled to `bank` and `queries` images; k-NN needs labels, the share of masked

@@ -21,7 +21,7 @@ class Proxy(ThreadingHTTPServer):
     fault(method, path, number) returns what happens to a request: None, `500` and `403` (that status), `cut` (the
     connection ends without an answer), `short` (half the body, then the end), `late` (answered, but the connection ends
     before the answer: a write has happened). delay: seconds before each answer. `.requests` lists (method, path, range,
-    process) of all, `.most` the most that were in flight at once.
+    process) of all, `.most` the most that waited for an answer at once.
     """
 
     daemon_threads = True
@@ -71,11 +71,17 @@ class Handler(BaseHTTPRequestHandler):
             server.requests.append((self.command, self.path, self.headers.get("Range")))
             server.flying += 1
             server.most = max(server.most, server.flying)
+        self.waiting = True
         try:
             self.answer(server, server.fault(self.command, self.path, number), body)
         finally:
-            with server.guard:
-                server.flying -= 1
+            self.landed()
+
+    def landed(self):
+        """Count the request as over, once: before its answer, since a client may ask again at its last byte."""
+        with self.server.guard:
+            self.server.flying -= self.waiting
+        self.waiting = False
 
     def answer(self, server, fault, body):
         if server.delay:
@@ -108,6 +114,7 @@ class Handler(BaseHTTPRequestHandler):
         self.reply(response.status, kept, data, data[: len(data) // 2] if fault == "short" else data)
 
     def reply(self, status, headers, data, sent=None):
+        self.landed()
         self.send_response(status)
         for key, value in headers:
             if key.lower() not in ("content-length", "transfer-encoding"):

@@ -33,14 +33,14 @@ def test_every_fault_can_be_planted():
     for mutant in mutants.MUTANTS.values():
         text = (mutants.ROOT / mutants.PACKAGE / mutant.file).read_text()
         assert [text.count(before) for before in mutant.changes] == [1] * len(mutant.changes), mutant
-        for path in mutant.tests.partition(" -k ")[0].split():
+        for path in mutant.paths:
             assert (mutants.ROOT / path).exists(), path
 
 
 @pytest.mark.slow
 def test_tests_of_every_fault_are_collected_in_a_copy(tmp_path):
     mutants.copied(tmp_path)
-    paths = {path for mutant in mutants.MUTANTS.values() for path in mutant.tests.partition(" -k ")[0].split()}
+    paths = {path for mutant in mutants.MUTANTS.values() for path in mutant.paths}
     run = mutants.tests_of(tmp_path, "--collect-only", *sorted(paths))
     assert run.returncode == 0, run.stdout[-2000:]
 

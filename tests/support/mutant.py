@@ -9,3 +9,8 @@ class Mutant(NamedTuple):
     file: str
     changes: dict[str, str]
     tests: str
+
+    @property
+    def paths(self) -> list[str]:
+        """Files and folders of `tests`, without the expression of -k."""
+        return self.tests.partition(" -k ")[0].split()

@@ -394,6 +394,26 @@ def test_killed_anywhere_and_started_again(tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
+def test_a_published_table_is_resumed_in_another_folder(tmp_path, capsys):
+    first, second = tmp_path / "first", tmp_path / "second"
+    words = ("--settings", "shapes", "--rows", "none", "high")
+    assert story(first, "attmask", *words, "--seeds", "1") == 0
+    resumed = (*words, "--seeds", "2", "--resume", str(first / "table.json"))
+    assert story(second, "attmask", *resumed) == 0
+    assert f"2 runs are taken from {first / 'table.json'}" in capsys.readouterr().out
+    assert not (second / "runs" / "shapes" / "high" / "seed0").exists(), "not trained again"
+    assert (second / "runs" / "shapes" / "high" / "seed1").is_dir()
+    one, both = (json.loads((folder / "table.json").read_text())["runs"] for folder in (first, second))
+    assert len(both) == 4 and all(both[key] == run for key, run in one.items())
+    assert story(second, "attmask", *resumed) == 0 and "0 runs are taken" in capsys.readouterr().out
+    assert story(tmp_path / "third", "attmask", *resumed, "--scale", "2") == 2
+    assert "shapes/none/0 is of another recipe" in capsys.readouterr().err
+    (tmp_path / "wrong.json").write_text("[]")
+    assert story(tmp_path / "third", "attmask", *words, "--resume", str(tmp_path / "wrong.json")) == 2
+    assert "not the JSON of a table" in capsys.readouterr().err
+
+
+@pytest.mark.slow
 def test_a_killed_start_leaves_no_process_and_continues(tmp_path):
     words = ["attmask", "train.epochs=400", "--miniature", "--processes", "1", "--out", str(tmp_path)]
     words += ["--settings", "shapes", "--rows", "high", "--seeds", "1", "--stages", "runs"]

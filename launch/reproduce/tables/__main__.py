@@ -64,6 +64,11 @@ class Session:
         """Go through the stages; returns the exit status."""
         if self.options.dry_run:
             return self.list_commands()
+        if self.options.resume:
+            from launch.reproduce.tables.writing import restore
+
+            restored = restore(self.options.resume, self.planned, self.out)
+            print(f"{restored} runs are taken from {self.options.resume}", flush=True)
         for stage in self.options.stages:
             left = getattr(self, f"do_{stage}")()
             if left:
@@ -208,6 +213,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--budget", choices=BUDGETS, default="cpu")
     made.add_argument("--out", type=Path, required=True, help="folder of runs, evaluations and table")
     made.add_argument("--seconds", type=float, help="stop after that time, runs with a checkpoint")
+    made.add_argument("--resume", type=Path, metavar="TABLE.json", help="a table whose runs are not done again")
     made.add_argument("--dry-run", action="store_true", help="read every recipe and print its command")
     made.add_argument("--settings", nargs="+", metavar="NAME", help="only these")
     made.add_argument("--rows", nargs="+", metavar="ROW", help="only these")

@@ -78,13 +78,13 @@ def test_closed_forms(data):
     numbers = report.numbers
     assert numbers["chance"] == pytest.approx(100 * on.double().mean().item())
     best = 100 * on.sum(1).clamp(max=hidden).sum().item() / (hidden * COUNT)
-    assert numbers["attmask_high"] == pytest.approx(best)
+    assert numbers["attmask_high"] == pytest.approx(best) == pytest.approx(numbers["best"]) and best < 100
     worst = 100 * (hidden - (~on).sum(1)).clamp(min=0).sum().item() / (hidden * COUNT)
     assert numbers["attmask_low"] == pytest.approx(worst) == pytest.approx(numbers["attmask_high_untrained"])
     assert numbers["attmask_low_untrained"] == pytest.approx(best)
     assert abs(numbers["random"] - numbers["chance"]) < 6
     assert numbers["attention"] > 90 > 10 > numbers["attention_untrained"]
-    assert "random_untrained" not in numbers
+    assert "random_untrained" not in numbers and "best_untrained" not in numbers
     assert numbers["attmask_high_recall"] == pytest.approx(100 * on.sum(1).clamp(max=hidden).sum() / on.sum())
     assert numbers["attmask_low_recall"] == pytest.approx(numbers["attmask_low"] * hidden * COUNT / on.sum())
     assert abs(numbers["random_recall"] - 100 * hidden / on.shape[1]) < 6 and "random_recall_untrained" not in numbers
@@ -134,7 +134,7 @@ def test_boxes_stand_for_objects_where_there_are_no_masks(data):
 
 def test_encoders_without_attention_compare_the_maskings_that_need_none(data):
     report = mask_overlap(tiny_encoder(pooling="gap", size=48), data, limit=4)
-    assert set(report.numbers) == {"chance", "random", "random_recall", "block", "block_recall"}
+    assert set(report.numbers) == {"chance", "best", "random", "random_recall", "block", "block_recall"}
     with pytest.raises(UserError, match="attmask_high needs attention"):
         mask_overlap(tiny_encoder(pooling="gap", size=48), data, maskings="attmask_high")
 

@@ -49,8 +49,9 @@ def mask_overlap(encoder, data, world=None, **options) -> Report:
     data: images with `.mask(i)`, `.boxes(i)` or `.box(i)`, or {"test": images}. options: those of `MaskOverlapOptions`.
     Numbers: `{masking}`, the share of masked patches that lie on objects (precision); `{masking}_recall`, the share of
     patches on objects that are masked; both also as `..._untrained` for maskings that follow attention; `chance`, the
-    share of all patches that lie on objects; `attention` (and `attention_untrained`), the share of the attention on
-    them. Sums are over all images. Ranks share the images. Raises UserError for data without objects, an unknown
+    share of all patches that lie on objects; `best`, the precision of masks of the first masking's size that take
+    patches on objects first; `attention` (and `attention_untrained`), the share of the attention on objects. Sums are
+    over all images. Ranks share the images. Raises UserError for data without objects, an unknown
     masking and one that needs an attention that the encoder does not have.
     """
     begin, chosen = time.perf_counter(), MaskOverlapOptions(**options)
@@ -68,7 +69,8 @@ def mask_overlap(encoder, data, world=None, **options) -> Report:
     if chosen.untrained is not None:
         guided = {name: module for name, module in modules.items() if module.needs_attention}
         by_untrained = overlap_counts(chosen.untrained, dataset, rows, guided, chosen.batch_size, corrupt)
-        by_untrained.pop("chance", None)
+        for name in ("chance", "best"):
+            by_untrained.pop(name, None)
         counts |= {f"{name}_untrained": value for name, value in by_untrained.items()}
     names = list(counts)
     totals = torch.tensor([counts[name] for name in names], dtype=torch.float64)
@@ -113,7 +115,7 @@ def maskings(encoder, chosen: MaskOverlapOptions) -> dict:
 def overlap_counts(
     encoder, dataset, rows: Tensor, modules: dict, batch_size: int, corrupt: dict[str, str]
 ) -> dict[str, list[float]]:
-    """Sum over images -> {"chance", "attention", masking: [amount on objects, total amount], and masking's recall}."""
+    """Sum over images -> {name: [amount on objects, total amount]} of the numbers of `mask_overlap`."""
     counts: dict[str, list[float]] = {}
 
     def add(name: str, part: Tensor, total: Tensor) -> None:
@@ -137,11 +139,14 @@ def overlap_counts(
                 attention = patch_attention(features.attention, encoder.pooling.k).float().cpu()
                 add("attention", attention * on_objects, attention)
             add("chance", on_objects, torch.ones_like(on_objects))
-            for name, module in modules.items():
+            for number, (name, module) in enumerate(modules.items()):
                 per_view = attention[:, None] if module.needs_attention else None
                 mask = module(per_view, features.grid, step=0, sample_ids=index, views=1)
                 add(name, mask & on_objects, mask)
                 add(f"{name}_recall", mask & on_objects, on_objects)
+                if number == 0:
+                    masked = mask.sum(dim=1)
+                    add("best", torch.minimum(masked, on_objects.sum(dim=1)), masked)
     return counts
 
 

@@ -31,6 +31,7 @@ OVERLAP_ROWS = {
     "random": "random",
     "block": "block",
     "chance": "chance (area of the objects)",
+    "best": "if masks took objects first",
 }
 PIXEL_ROWS = {"knn_pixels": "raw pixels", "knn_whitened_pixels": "whitened pixels"}
 FILES = {

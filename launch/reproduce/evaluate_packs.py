@@ -1,6 +1,6 @@
 """Run every evaluation on the image packs, for a trained and an untrained encoder and raw pixels, as one table.
 
-    python -m launch.reproduce.evaluate_packs --packs ../shared/data --run32 runs/cifar10 --run224 runs/imagenette \\
+    python -m launch.reproduce.evaluate_packs --packs FOLDER --run32 runs/cifar10 --run224 runs/imagenette \\
         --out docs/results/evaluate_packs.md
 
 Packs are unpacked into --work, and missing benchmark sets are derived from them in the layouts that the evaluations

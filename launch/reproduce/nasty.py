@@ -1,4 +1,4 @@
-"""Read the files of the `nasty` pack: `python -m launch.reproduce.nasty --packs ../shared/data --json FILE`.
+"""Read the files of the `nasty` pack: `python -m launch.reproduce.nasty --packs FOLDER --json FILE`.
 
 Counts what is read and refused against the pack's list (expectations.csv), and compares pixels with Pillow's own
 rotation and conversion. Intended difference: the list accepts partial pixels that Pillow returns when asked again after

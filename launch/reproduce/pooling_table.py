@@ -1,4 +1,4 @@
-"""Compare poolings on real images: `python -m launch.reproduce.pooling_table --packs ../shared/data --out FILE.json`.
+"""Compare poolings on real images: `python -m launch.reproduce.pooling_table --packs FOLDER --out FILE.json`.
 
 Packs are cifar10-jpeg-small and imagenette224-core, with --profile gpu tinyimagenet100; they are unpacked into --work.
 Every pooling is trained by the library's own loop from a recipe in this folder, three seeds each; only pooling and seed

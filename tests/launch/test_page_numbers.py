@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from launch.reproduce import evaluate_packs, number_sources, page_numbers, pooling_report
+from launch.reproduce import dense_packs, evaluate_packs, number_sources, page_numbers, pooling_report
 from launch.reproduce.number_sources import shown
 from launch.reproduce.page_numbers import PAGES, ROOT, checked_page, checked_recipe
 from maskwise.bench import record
@@ -57,6 +57,8 @@ def test_tables_beside_the_results_are_made_of_them():
         )
     stored = record.read(number_sources.RESULTS / "evaluate_packs.json")
     assert (number_sources.RESULTS / "evaluate_packs.md").read_text(encoding="utf-8") == evaluate_packs.table(stored)
+    stored = record.read(number_sources.RESULTS / "dense_packs.json")
+    assert (number_sources.RESULTS / "dense_packs.md").read_text(encoding="utf-8") == dense_packs.table(stored)
 
 
 @pytest.mark.parametrize("name", PAGES)

@@ -1,4 +1,5 @@
 import numpy as np
+import pytest
 
 from maskwise.imaging import charts
 from maskwise.imaging.charts import PALETTE
@@ -115,6 +116,19 @@ def test_titles_and_legends_are_drawn():
     plain, titled = charts.line_chart(series), charts.line_chart(series, "a title")
     assert (titled[:40] != 255).any(-1).sum() > 200 and plain.shape == titled.shape
     assert not np.array_equal(titled, charts.line_chart({"other": series["loss"]}, "a title"))
+
+
+@pytest.mark.parametrize("count", [1, 2, 4, 7])
+def test_long_names_leave_the_axes_their_width(count):
+    """A legend wider than the figure would squeeze the axes to a strip."""
+    points = [(0, 0), (1, 1)]
+    picture = charts.line_chart({f"maskwise student, run {number}": points for number in range(count)})
+    _, columns = np.nonzero(
+        painted(picture[-250:], PALETTE[(count - 1) % len(PALETTE)])
+    )  # the last one covers the others
+    assert columns.max() - columns.min() > 0.3 * charts.SIZE[1]
+    short = charts.line_chart(dict.fromkeys("abcd"[: min(count, 4)], points))
+    assert painted(short[:60], PALETTE[min(count, 4) - 1]).any(), "short names stay on one line"
 
 
 def test_line_chart_of_no_point_one_point_and_extremes():

@@ -17,6 +17,7 @@ PALETTE = ((31, 98, 176), (214, 93, 14), (38, 133, 78), (160, 50, 120), (120, 92
 GRID = (222, 222, 226)
 RED = (205, 25, 35)
 DPI = 150
+LEGEND_SHARE = 0.85  # of the width that a legend above the axes may take; wider ones would narrow the axes
 LEGEND_ENTRIES = 16  # more names than that do not fit beside a scatter chart
 SIZE = (540, 960)  # pixels, height and width
 
@@ -39,7 +40,7 @@ def line_chart(
         axes.grid(True)
         figure.suptitle(title, x=0.02, ha="left")
         if series:
-            axes.legend(loc="lower left", bbox_to_anchor=(0, 1), borderaxespad=0.2, ncols=min(4, len(series)))
+            _legend_above(axes, len(series))
         return pixels()
 
 
@@ -186,6 +187,15 @@ def _canvas(size: tuple[int, int]) -> Iterator[tuple]:
             return np.array(canvas.buffer_rgba())[..., :3]
 
         yield figure, pixels
+
+
+def _legend_above(axes, count: int) -> None:
+    """Add a legend above the axes in as many columns, at most four, as the figure's width allows."""
+    room = LEGEND_SHARE * axes.figure.bbox.width
+    for columns in range(min(4, count), 0, -1):
+        legend = axes.legend(loc="lower left", bbox_to_anchor=(0, 1), borderaxespad=0.2, ncols=columns)
+        if legend.get_window_extent(axes.figure.canvas.get_renderer()).width <= room:
+            return
 
 
 def _rgb(color: Sequence[int]) -> tuple[float, ...]:

@@ -188,8 +188,8 @@ def feature_patch(embed: HybridEmbed, patch_size: int | tuple[int, int], name: s
 def embed_patches(embed: nn.Module, images: Tensor) -> Tensor:
     """Embed images [B, C, H, W] as patch tokens [B, N, D] by a PatchEmbed of any image size, or a HybridEmbed.
 
-    Convolutions run in channels-last memory: 3 x 3 kernels are 1.2 to 1.6 times as fast on a CPU, and tokens and norms
-    over channels need no copy.
+    Convolutions run in channels-last memory: on a CPU 3 x 3 kernels are faster there (docs/performance.md), and tokens
+    and norms over channels need no copy.
     """
     if isinstance(embed, HybridEmbed):
         return embed(images.contiguous(memory_format=torch.channels_last))

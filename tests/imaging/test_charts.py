@@ -123,9 +123,8 @@ def test_long_names_leave_the_axes_their_width(count):
     """A legend wider than the figure would squeeze the axes to a strip."""
     points = [(0, 0), (1, 1)]
     picture = charts.line_chart({f"maskwise student, run {number}": points for number in range(count)})
-    _, columns = np.nonzero(
-        painted(picture[-250:], PALETTE[(count - 1) % len(PALETTE)])
-    )  # the last one covers the others
+    last = PALETTE[(count - 1) % len(PALETTE)]  # which covers the others
+    _, columns = np.nonzero(painted(picture[-250:], last))
     assert columns.max() - columns.min() > 0.3 * charts.SIZE[1]
     short = charts.line_chart(dict.fromkeys("abcd"[: min(count, 4)], points))
     assert painted(short[:60], PALETTE[min(count, 4) - 1]).any(), "short names stay on one line"

@@ -22,6 +22,7 @@ from maskwise.functional.attention import patch_attention
 from maskwise.methods.masking import MASKINGS
 
 COVER = 0.5  # a patch is on an object when at least this share of its pixels is
+OF_THE_IMAGES = ("chance", "best")  # numbers that no encoder changes
 COMPARED = ("attmask_high", "attmask_low", "attmask_hint", "random", "block")
 
 
@@ -69,9 +70,7 @@ def mask_overlap(encoder, data, world=None, **options) -> Report:
     if chosen.untrained is not None:
         guided = {name: module for name, module in modules.items() if module.needs_attention}
         by_untrained = overlap_counts(chosen.untrained, dataset, rows, guided, chosen.batch_size, corrupt)
-        for name in ("chance", "best"):
-            by_untrained.pop(name, None)
-        counts |= {f"{name}_untrained": value for name, value in by_untrained.items()}
+        counts |= {f"{name}_untrained": value for name, value in by_untrained.items() if name not in OF_THE_IMAGES}
     names = list(counts)
     totals = torch.tensor([counts[name] for name in names], dtype=torch.float64)
     if world is not None:

@@ -13,6 +13,7 @@ from PIL import Image, ImageFilter, ImageOps
 
 from launch.reproduce.packs import new_folder
 from maskwise.data.benchmark_sets import in9
+from maskwise.data.benchmark_sets.label_maps import IGNORED
 
 
 def in9_from_boxes(pack: Path, place: Path, per_class: int) -> Path:
@@ -66,7 +67,7 @@ def boxed_images(pack: Path, per_class: int) -> dict[int, list]:
 
 
 def pixels(path: Path) -> np.ndarray:
-    """Read an image as uint8 [64, 64, 3]."""
+    """Read an image as uint8 [H, W, 3]."""
     with Image.open(path) as image:
         return np.array(image.convert("RGB"))
 
@@ -177,4 +178,28 @@ def coco_label_maps(pack: Path, place: Path) -> Path:
         with new_folder(place) as folder:
             (folder / "images").symlink_to((pack / "images").resolve())
             (folder / "labels").symlink_to((pack / "semantic_segmentation" / "masks").resolve())
+    return place
+
+
+def coco_things(pack: Path, place: Path) -> Path:
+    """Write the panoptic segments of the pack coco200 as label maps beside a link to its images.
+
+    Classes: 0 stuff, 1 things (countable objects); pixels without a segment are unlabeled (255).
+    """
+    if not place.is_dir():
+        with new_folder(place) as folder:
+            (folder / "images").symlink_to((pack / "images").resolve())
+            (folder / "classes.txt").write_text("stuff\nthing\n", encoding="utf-8")
+            for part in ("train2017", "val2017"):
+                (folder / "labels" / part).mkdir(parents=True)
+                segments = pack / "panoptic_segmentation" / "annotations" / f"panoptic_{part}"
+                table = json.loads(segments.with_suffix(".json").read_text(encoding="utf-8"))
+                thing = {category["id"]: category["isthing"] for category in table["categories"]}
+                for annotation in table["annotations"]:
+                    r, g, b = np.moveaxis(pixels(segments / annotation["file_name"]).astype(np.int64), -1, 0)
+                    number = r + 256 * g + 65536 * b
+                    labels = np.full(number.shape, IGNORED, dtype=np.uint8)
+                    for segment in annotation["segments_info"]:
+                        labels[number == segment["id"]] = thing[segment["category_id"]]
+                    Image.fromarray(labels).save(folder / "labels" / part / annotation["file_name"])
     return place

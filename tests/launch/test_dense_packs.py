@@ -43,6 +43,30 @@ def test_layouts_of_coco200(coco, tmp_path):
     assert derived_sets.coco_boxes(coco, tmp_path / "boxes") == tmp_path / "boxes", "written once"
 
 
+def test_things_of_coco200_are_the_pixels_of_countable_segments(coco, tmp_path):
+    """Segment numbers are R + 256 G + 65536 B: two things, one stuff, and a column of no segment."""
+    for part in ("train2017", "val2017"):
+        folder = coco / "panoptic_segmentation" / "annotations" / f"panoptic_{part}"
+        folder.mkdir(parents=True)
+        colors = np.zeros((20, 40, 3), dtype=np.uint8)
+        colors[:, 1:10], colors[:, 10:20], colors[:, 20:] = (7, 0, 0), (0, 7, 0), (7, 0, 7)
+        named = [
+            {"id": 7, "category_id": 1},
+            {"id": 7 * 256, "category_id": 9},
+            {"id": 7 + 7 * 65536, "category_id": 1},
+        ]
+        table = {"categories": [{"id": 1, "isthing": 1}, {"id": 9, "isthing": 0}], "annotations": []}
+        for name in ("a", "b"):
+            Image.fromarray(colors).save(folder / f"{name}.png")
+            table["annotations"].append({"file_name": f"{name}.png", "segments_info": named})
+        folder.with_suffix(".json").write_text(json.dumps(table))
+    things = label_maps.read(derived_sets.coco_things(coco, tmp_path / "things"))
+    assert {role: len(part) for role, part in things.items()} == {"train": 2, "test": 2}
+    expected = torch.tensor([label_maps.IGNORED] + [1] * 9 + [0] * 10 + [1] * 20).expand(20, 40)
+    assert torch.equal(things["test"].label_map(1), expected) and things["test"].class_names == ["stuff", "thing"]
+    assert derived_sets.coco_things(coco, tmp_path / "things") == tmp_path / "things", "written once"
+
+
 @pytest.fixture
 def run(tmp_path):
     """A run of 16 drawn images."""

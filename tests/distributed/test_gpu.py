@@ -1,7 +1,6 @@
 """Runs on a GPU with NCCL, gloo and sharded weights equal a run of one process."""
 
 import os
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -9,18 +8,17 @@ from pathlib import Path
 import pytest
 import torch
 
+from support.pair import free_port
+
 pytestmark = pytest.mark.gpu
 STEPS, RELATIVE = 6, 2e-5  # the order of summation of cuBLAS depends on the shape
 
 
 def start(kind, folder, ranks):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
     shared = {
         "PYTHONPATH": os.pathsep.join(sys.path),
         "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": port,
+        "MASTER_PORT": str(free_port()),
         "CUBLAS_WORKSPACE_CONFIG": ":4096:8",
     }
     children = [

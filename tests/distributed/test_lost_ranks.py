@@ -16,6 +16,7 @@ from maskwise.distributed import world
 from maskwise.distributed.world import World, report_once, timeout
 from maskwise.engine.signals import stop_at_once
 from maskwise.errors import UserError
+from support.pair import free_port
 
 LOST = (
     "maskwise: a rank stopped responding ({:g} s); see its own log above. All 2 ranks stop; "
@@ -65,12 +66,6 @@ def ranks(monkeypatch):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(world.socket, "gethostname", lambda: "host")
     monkeypatch.setattr(world, "_store", None)
-
-
-def free_port():
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return free.getsockname()[1]
 
 
 def test_rank_reports_its_error_without_a_reachable_store(ranks, monkeypatch):

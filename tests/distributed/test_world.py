@@ -14,6 +14,7 @@ from maskwise.distributed import world as world_module
 from maskwise.distributed.rendezvous import taken
 from maskwise.distributed.world import World
 from maskwise.errors import UserError
+from support.pair import free_port
 
 
 def test_single_process_has_no_process_group(monkeypatch):
@@ -91,9 +92,7 @@ def test_abandoned_process_group_is_not_destroyed(monkeypatch):
 
 
 def test_two_ranks():
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
+    port = str(free_port())
     children = [
         subprocess.Popen(
             [sys.executable, __file__],

@@ -7,20 +7,24 @@ import sys
 from pathlib import Path
 
 
+def free_port() -> int:
+    """Return a TCP port of this machine that no program listens on."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
+
+
 def start(*words: object, ranks: int = 2, **environment: str) -> list[subprocess.Popen]:
     """Start `python WORDS` as ranks 0, 1, ..., one thread each, with this process's import path.
 
     environment: further variables by name.
     """
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
     shared = {
         "PYTHONPATH": os.pathsep.join(sys.path),
         "OMP_NUM_THREADS": "1",
         "WORLD_SIZE": str(ranks),
         "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": port,
+        "MASTER_PORT": str(free_port()),
     }
     script = [Path(__file__).with_name("rank.py")] if not str(words[0]).startswith("-") else []
     command = [sys.executable, *map(str, [*script, *words])]

@@ -8,6 +8,9 @@ import pytest
 from launch.reproduce import dense_packs, evaluate_packs, number_sources, page_numbers, pooling_report
 from launch.reproduce.number_sources import shown
 from launch.reproduce.page_numbers import PAGES, ROOT, checked_page, checked_recipe
+from launch.reproduce.tables.__main__ import STORIES
+from launch.reproduce.tables.page import page
+from launch.reproduce.tables.plan import chosen
 from maskwise.bench import record
 
 HEAD = {
@@ -59,6 +62,12 @@ def test_tables_beside_the_results_are_made_of_them():
     assert (number_sources.RESULTS / "evaluate_packs.md").read_text(encoding="utf-8") == evaluate_packs.table(stored)
     stored = record.read(number_sources.RESULTS / "dense_packs.json")
     assert (number_sources.RESULTS / "dense_packs.md").read_text(encoding="utf-8") == dense_packs.table(stored)
+    for name, story in STORIES.items():
+        file = number_sources.RESULTS / f"{name}_table_cpu.json"
+        if file.is_file():
+            stored = record.read(file)
+            settings = chosen(story.settings["cpu"], list(stored["settings"]))
+            assert file.with_suffix(".md").read_text(encoding="utf-8") == page(stored, settings, story.title)
 
 
 @pytest.mark.parametrize("name", PAGES)

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from launch.reproduce.tables import attmask, measures, results, runs, simpool
-from launch.reproduce.tables.page import page
+from launch.reproduce.tables.page import page, untrained
 from launch.reproduce.tables.plan import Contrast, Job, Row, Setting, chosen, jobs, length_words, tiny_words, unequal
 from maskwise import read_recipe
 from maskwise.errors import UserError
@@ -173,7 +173,9 @@ def run_of(top1, right=None, seconds=60.0):
     knn = {"numbers": {"top1": top1}}
     if right is not None:
         knn["right"] = measures.packed(np.asarray(right, dtype=bool))
-    return {"measures": {"knn": knn}, "pace": None, "seconds_of_training": seconds, "steps": 7, "batch_size": 4}
+    run = {"measures": {"knn": knn}, "pace": None, "seconds_of_training": seconds, "steps": 7, "batch_size": 4}
+    baselines = {"untrained_pooled_top1_k20": top1 - 30, "pixels_top1_k20": 42.0, "chance": 12.5}
+    return run | {"baselines": {**baselines, "untrained_patch_mean_top1_k20": 99.0}}
 
 
 def setting_of(*pairs, rows=("a", "b"), seeds=(0, 1, 2, 3, 4), **more):
@@ -276,6 +278,10 @@ def test_page_shows_unmeasured_and_measured_settings():
         and "| < .001 | +3.0 (paper) | as predicted |" in text
     )
     assert "## empty\n\nNot yet measured." in text and "half a point needs" in text
+    # (sum(A) + sum(B)) / 10 - 30 = 29.93
+    assert "k-NN without training, mean over runs: untrained network 29.9, raw pixels 42.0, chance 12.5." in text
+    none = {key: {**run, "baselines": {}} for key, run in found.items()}
+    assert untrained(none) == ""
 
 
 def test_a_setting_ends_where_its_first_run_learned_nothing():

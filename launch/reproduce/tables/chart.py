@@ -49,7 +49,7 @@ def draw_curves(axes, runs: Mapping[str, dict], name: str, setting: Setting) -> 
     axes.set_xlabel("step")
     axes.set_ylabel(f"{NUMBERS[setting.metric].title} during training, %")
     axes.grid(True, alpha=0.4)
-    axes.legend(fontsize=7)
+    axes.legend(fontsize=7, loc="lower right", ncols=2)
 
 
 def draw_contrasts(axes, contrasts: list[dict], setting: Setting) -> None:

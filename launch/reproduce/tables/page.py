@@ -17,6 +17,12 @@ ABOUT = (
     "seeds; p is adjusted by Holm over the differences of a setting. A difference counts if both intervals over seeds "
     "exclude 0, p < .05, and it is at least half a point."
 )
+BASELINES = {
+    "untrained_pooled": "untrained network",
+    "pixels": "raw pixels",
+    "whitened_pixels": "whitened pixels",
+    "chance": "chance",
+}
 
 
 def page(result: dict, settings: Mapping[str, Setting], title: str) -> str:
@@ -46,6 +52,8 @@ def setting_lines(result: dict, name: str, setting: Setting, part: dict) -> list
     lines = rows_table(setting, measured, runs)
     first = next(iter(runs.values()))
     lines += ["", f"Every run: {first['steps']} steps of {first['batch_size']} images with equal crops."]
+    if without := untrained(runs):
+        lines += ["", f"k-NN without training, mean over runs: {without}."]
     if part["unequal"]:
         lines += ["", "Not equal in all rows: " + ", ".join(f"`{key}`" for key in part["unequal"]) + "."]
     if part["ended_at_gate"]:
@@ -56,6 +64,13 @@ def setting_lines(result: dict, name: str, setting: Setting, part: dict) -> list
     if part["contrasts"]:
         lines += ["", *contrasts_table(setting, part["contrasts"])]
     return lines
+
+
+def untrained(runs: Mapping[str, dict]) -> str:
+    """Return the mean k-NN of the baselines as text, empty where no run measured them."""
+    measured = [run["baselines"] for run in runs.values() if run["baselines"]]
+    names = {key: title for start, title in BASELINES.items() for key in (measured or [{}])[0] if key.startswith(start)}
+    return ", ".join(f"{title} {fmean(found[key] for found in measured):.1f}" for key, title in names.items())
 
 
 def rows_table(setting: Setting, measured: Mapping[str, dict], runs: Mapping[str, dict]) -> list[str]:

@@ -196,10 +196,18 @@ def coco_things(pack: Path, place: Path) -> Path:
                 table = json.loads(segments.with_suffix(".json").read_text(encoding="utf-8"))
                 thing = {category["id"]: category["isthing"] for category in table["categories"]}
                 for annotation in table["annotations"]:
-                    r, g, b = np.moveaxis(pixels(segments / annotation["file_name"]).astype(np.int64), -1, 0)
-                    number = r + 256 * g + 65536 * b
-                    labels = np.full(number.shape, IGNORED, dtype=np.uint8)
-                    for segment in annotation["segments_info"]:
-                        labels[number == segment["id"]] = thing[segment["category_id"]]
+                    labels = thing_map(pixels(segments / annotation["file_name"]), annotation["segments_info"], thing)
                     Image.fromarray(labels).save(folder / "labels" / part / annotation["file_name"])
     return place
+
+
+def thing_map(colors: np.ndarray, segments: list[dict], thing: dict[int, int]) -> np.ndarray:
+    """Return 1 for things, 0 for stuff and 255 without a segment, uint8 [H, W], of a panoptic picture [H, W, 3].
+
+    A color holds the number of its segment, R + 256 G + 65536 B. thing: 1 or 0 by category.
+    """
+    numbers = colors @ np.array([1, 256, 65536])
+    labels = np.full(numbers.shape, IGNORED, dtype=np.uint8)
+    for segment in segments:
+        labels[numbers == segment["id"]] = thing[segment["category_id"]]
+    return labels

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from launch.reproduce.tables import attmask, measures, results, runs, simpool
-from launch.reproduce.tables.page import page, untrained
+from launch.reproduce.tables.page import baselines_text, page
 from launch.reproduce.tables.plan import Contrast, Job, Row, Setting, chosen, jobs, length_words, tiny_words, unequal
 from maskwise import read_recipe
 from maskwise.errors import UserError
@@ -281,7 +281,7 @@ def test_page_shows_unmeasured_and_measured_settings():
     # (sum(A) + sum(B)) / 10 - 30 = 29.93
     assert "k-NN without training, mean over runs: untrained network 29.9, raw pixels 42.0, chance 12.5." in text
     none = {key: {**run, "baselines": {}} for key, run in found.items()}
-    assert untrained(none) == ""
+    assert baselines_text(none) == ""
 
 
 def test_a_setting_ends_where_its_first_run_learned_nothing():

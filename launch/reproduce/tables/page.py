@@ -8,7 +8,7 @@ from statistics import fmean
 from launch.reproduce.tables.measures import NUMBERS
 from launch.reproduce.tables.plan import Setting
 from launch.reproduce.tables.results import power_text
-from launch.reproduce.tables.runs import total_seconds
+from launch.reproduce.tables.runs import baseline, total_seconds
 from maskwise.bench.record import listed
 
 ABOUT = (
@@ -52,8 +52,8 @@ def setting_lines(result: dict, name: str, setting: Setting, part: dict) -> list
     lines = rows_table(setting, measured, runs)
     first = next(iter(runs.values()))
     lines += ["", f"Every run: {first['steps']} steps of {first['batch_size']} images with equal crops."]
-    if without := untrained(runs):
-        lines += ["", f"k-NN without training, mean over runs: {without}."]
+    if baselines := baselines_text(runs):
+        lines += ["", f"k-NN without training, mean over runs: {baselines}."]
     if part["unequal"]:
         lines += ["", "Not equal in all rows: " + ", ".join(f"`{key}`" for key in part["unequal"]) + "."]
     if part["ended_at_gate"]:
@@ -66,11 +66,13 @@ def setting_lines(result: dict, name: str, setting: Setting, part: dict) -> list
     return lines
 
 
-def untrained(runs: Mapping[str, dict]) -> str:
-    """Return the mean k-NN of the baselines as text, empty where no run measured them."""
-    measured = [run["baselines"] for run in runs.values() if run["baselines"]]
-    names = {key: title for start, title in BASELINES.items() for key in (measured or [{}])[0] if key.startswith(start)}
-    return ", ".join(f"{title} {fmean(found[key] for found in measured):.1f}" for key, title in names.items())
+def baselines_text(runs: Mapping[str, dict]) -> str:
+    """Return the mean k-NN of each baseline as text, empty where no run measured one."""
+    parts = []
+    for row, title in BASELINES.items():
+        measured = [value for run in runs.values() if (value := baseline(run, row)) is not None]
+        parts += [f"{title} {fmean(measured):.1f}"] if measured else []
+    return ", ".join(parts)
 
 
 def rows_table(setting: Setting, measured: Mapping[str, dict], runs: Mapping[str, dict]) -> list[str]:

@@ -170,8 +170,13 @@ def finished(job: Job, out: Path) -> dict | None:
 
 def learned(run: dict, points: float = 2.0) -> bool:
     """Return whether a run's k-NN ended that many points above its untrained network."""
-    untrained = next((value for key, value in run["baselines"].items() if key.startswith("untrained_pooled")), 0.0)
+    untrained = baseline(run, "untrained_pooled") or 0.0
     return bool(run["curve"]) and run["curve"][-1][1] >= untrained + points
+
+
+def baseline(run: dict, row: str) -> float | None:
+    """Return a baseline's k-NN by the name of its row, None where the run did not measure it."""
+    return next((value for key, value in run["baselines"].items() if key.startswith(row)), None)
 
 
 def total_seconds(runs: dict[str, dict]) -> float:

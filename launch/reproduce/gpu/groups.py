@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import socket
 from unittest import mock
 
 from launch.reproduce.gpu import steps
@@ -32,10 +30,8 @@ def build(kind: str, recipe, device):
     from maskwise.build import training
 
     if kind != "plain":
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(free.getsockname()[1]))
-        dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", rank=0, world_size=1)
+        backends = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+        dist.init_process_group(backends, store=dist.HashStore(), rank=0, world_size=1)
     if kind != "fsdp":
         return steps.trainer_of(recipe, device)
 

@@ -6,7 +6,7 @@
 Localization on the lists of tinyimagenet100 and imagenette224, discovery and mask overlap on imagenette224 and coco200,
 segmentation on the semantic maps of coco200 and, things against stuff, on its panoptic ones, video on davis-mini. Packs
 are unpacked into --work. Every row is written as it is measured; the same command goes on after an interruption, and
-repeats rows of another checkpoint or scale.
+repeats rows of another checkpoint, scale or option.
 """
 
 from __future__ import annotations
@@ -119,9 +119,6 @@ def measure(measurement: Measurement, encoder) -> dict:
     begin = time.perf_counter()
     report = EVALUATIONS[measurement.evaluation](encoder, measurement.data, None, **measurement.options)
     return {
-        "data": measurement.title,
-        "evaluation": measurement.evaluation,
-        "options": measurement.options,
         "numbers": report.numbers,
         "images": {role: len(images) for role, images in measurement.data.items()},
         "data_hash": report.data_hash,
@@ -190,6 +187,7 @@ def main(words: list[str] | None = None) -> int:
                 "scale": given.scale,
                 "data": measurement.title,
                 "evaluation": measurement.evaluation,
+                "options": measurement.options,
             }
             if any(key.items() <= row.items() for row in stored["rows"]):
                 continue

@@ -74,19 +74,18 @@ def run(tmp_path):
     return tmp_path / "run"
 
 
-def test_rows_are_measured_once_and_again_for_another_checkpoint(run, tmp_path, capsys, monkeypatch):
+def test_rows_are_measured_once_and_again_for_another_checkpoint_or_option(run, tmp_path, capsys, monkeypatch):
     measured = []
 
     def measure(measurement, encoder):
         measured.append((measurement.title, type(encoder).__name__))
         numbers = {"max_box_acc_v2": 10.0 * len(measured), "max_box_acc": 2.25, "center_max_box_acc_v2": 50.0}
-        row = {"data": measurement.title, "evaluation": measurement.evaluation, "options": {}, "numbers": numbers}
-        return row | {"images": {"test": 3}, "data_hash": "", "seconds": 1.5}
+        return {"numbers": numbers, "images": {"test": 3}, "data_hash": "", "seconds": 1.5}
 
     monkeypatch.setattr(dense_packs, "unpack", lambda pack, work: work)
-    monkeypatch.setattr(
-        dense_packs, "measurements", lambda *_: [Measurement("boxes", "localization", {"test": [1, 2, 3]}, {})]
-    )
+    options = {"size": 96}
+    boxes = Measurement("boxes", "localization", {"test": [1, 2, 3]}, options)
+    monkeypatch.setattr(dense_packs, "measurements", lambda *_: [boxes])
     monkeypatch.setattr(dense_packs, "measure", measure)
     words = ["--packs", str(tmp_path), "--model", f"ours={run}", "--out", str(tmp_path / "dense.md")]
     assert dense_packs.main(words) == 0 and len(measured) == 2
@@ -102,6 +101,8 @@ def test_rows_are_measured_once_and_again_for_another_checkpoint(run, tmp_path, 
     monkeypatch.setattr(torch.nn.Identity, "image_size", 32, raising=False)
     monkeypatch.setattr(torch.nn.Identity, "crop_pct", 1.0, raising=False)
     assert dense_packs.main(words) == 0 and measured[2:] == [("boxes", "Identity")], "only the other checkpoint"
+    options["size"] = 64
+    assert dense_packs.main(words) == 0 and len(measured) == 5, "another option"
     rows = json.loads((tmp_path / "dense.json").read_text())["rows"]
     assert sorted((row["encoder"], row["step"]) for row in rows) == [("ours", "step_00000001"), ("untrained, cls", "")]
     capsys.readouterr()

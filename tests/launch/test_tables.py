@@ -14,8 +14,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 
 from launch.reproduce.tables import attmask, measures, results, runs, simpool
+from launch.reproduce.tables.chart import write_charts
 from launch.reproduce.tables.page import baselines_text, page
 from launch.reproduce.tables.plan import Contrast, Job, Row, Setting, chosen, jobs, length_words, tiny_words, unequal
 from maskwise import read_recipe
@@ -282,6 +284,24 @@ def test_page_shows_unmeasured_and_measured_settings():
     assert "k-NN without training, mean over runs: untrained network 29.9, raw pixels 42.0, chance 12.5." in text
     none = {key: {**run, "baselines": {}} for key, run in found.items()}
     assert baselines_text(none) == ""
+
+
+def test_a_row_has_one_color_in_all_panels(tmp_path, monkeypatch):
+    figures = []
+    monkeypatch.setattr(Figure, "savefig", lambda self, file, **_: (figures.append(self), file.write_bytes(b"")))
+    setting = setting_of(Contrast("a", "b", 1))
+    settings = {"s": setting, "t": Setting("t", setting.recipe, {"b": setting.rows["b"]}, ()), "empty": setting}
+    found = {
+        f"{key}/{row}/0": run_of(60.0) | {"curve": [[1, 50.0], [2, 60.0]]}
+        for key, row in (("s", "a"), ("s", "b"), ("t", "b"))
+    }
+    parts = {"s": {"a": {"knn": {}}}, "t": {"b": {"knn": {}}}, "empty": {"a": {}}}
+    result = {"runs": found, "settings": {key: {"rows": rows, "contrasts": []} for key, rows in parts.items()}}
+    write_charts(result, settings, tmp_path / "table.png")
+    assert (tmp_path / "table.png").is_file() and len(figures) == 1 and len(figures[0].axes) == 4, "two settings"
+    first, second = (figures[0].axes[place].get_lines() for place in (0, 2))
+    assert {line.get_label(): line.get_color() for line in first} == {"a": "C0", "b": "C1"}
+    assert {line.get_label(): line.get_color() for line in second} == {"b": "C1"}
 
 
 def test_a_setting_ends_where_its_first_run_learned_nothing():

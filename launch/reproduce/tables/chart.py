@@ -9,7 +9,7 @@ from statistics import fmean
 from launch.reproduce.tables.measures import NUMBERS
 from launch.reproduce.tables.plan import Setting
 
-WIDTH, DPI = 9.0, 130
+WIDTH, HEIGHT, DPI = 9.0, 3.9, 130  # inches; the height is a row's
 
 
 def mean_curve(runs: Mapping[str, dict], prefix: str) -> list[tuple[int, float, float, float]]:
@@ -27,29 +27,31 @@ def write_charts(result: dict, settings: Mapping[str, Setting], file: Path) -> N
     shown = {name: setting for name, setting in settings.items() if any(result["settings"][name]["rows"].values())}
     if not shown:
         return
-    figure = Figure(figsize=(WIDTH, 3.6 * len(shown)), dpi=DPI, layout="constrained")
+    figure = Figure(figsize=(WIDTH, HEIGHT * len(shown)), dpi=DPI, layout="constrained")
     panels = figure.subplots(len(shown), 2, squeeze=False)
+    rows = dict.fromkeys(row for setting in shown.values() for row in setting.rows)
+    colors = {row: f"C{number}" for number, row in enumerate(rows)}  # of a row the same in all panels
     for (name, setting), (left, right) in zip(shown.items(), panels):
-        draw_curves(left, result["runs"], name, setting)
+        draw_curves(left, result["runs"], name, setting, colors)
         draw_contrasts(right, result["settings"][name]["contrasts"], setting)
     temporary = file.with_name(f".{file.name}")
     figure.savefig(temporary, format="png", metadata={"Software": None})
     temporary.replace(file)
 
 
-def draw_curves(axes, runs: Mapping[str, dict], name: str, setting: Setting) -> None:
+def draw_curves(axes, runs: Mapping[str, dict], name: str, setting: Setting, colors: Mapping[str, str]) -> None:
     """Draw the mean over seeds of each row's reports, shaded from the lowest to the highest seed."""
     for row, made in setting.rows.items():
         points = mean_curve(runs, f"{name}/{row}/")
         if points:
             steps, means, lowest, highest = zip(*points)
-            (line,) = axes.plot(steps, means, label=made.label, marker="o", markersize=3)
-            axes.fill_between(steps, lowest, highest, color=line.get_color(), alpha=0.15, linewidth=0)
+            axes.plot(steps, means, color=colors[row], label=made.label, marker="o", markersize=3)
+            axes.fill_between(steps, lowest, highest, color=colors[row], alpha=0.15, linewidth=0)
     axes.set_title(setting.title.replace("`", ""), fontsize=9, loc="left", wrap=True)
     axes.set_xlabel("step")
     axes.set_ylabel(f"{NUMBERS[setting.metric].title} during training, %")
     axes.grid(True, alpha=0.4)
-    axes.legend(fontsize=7, loc="lower right", ncols=2)
+    axes.legend(fontsize=7, loc="upper center", bbox_to_anchor=(0.5, -0.17), ncols=3, frameon=False)
 
 
 def draw_contrasts(axes, contrasts: list[dict], setting: Setting) -> None:

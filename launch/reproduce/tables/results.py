@@ -14,7 +14,7 @@ from launch.reproduce.tables.plan import Contrast, Job, Setting, pairs, unequal
 from launch.reproduce.tables.runs import finished, learned
 
 POWER_SEEDS = 2
-NOT_SIGNIFICANT, TOO_SMALL, UNPREDICTED = "not significant", "below half a point", "differs, no prediction"
+NOT_SIGNIFICANT, TOO_SMALL, UNPREDICTED = "not significant", "below half a point", "differs, none predicted"
 AS_PREDICTED, CONTRADICTS, ONE_SEED = "as predicted", "contradicts the paper", "one seed"
 
 Runs = Mapping[str, dict]

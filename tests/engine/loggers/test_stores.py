@@ -4,6 +4,7 @@ import contextlib
 import importlib.util
 import json
 import os
+import re
 import sqlite3
 import struct
 import subprocess
@@ -146,7 +147,8 @@ def test_wandb_stores_one_run_for_both_starts_offline(tmp_path):
     run = tmp_path / "runs" / "mine"
     folders = sorted(run.glob("wandb/offline-run-*"))
     identity = json.loads((run / "loggers.json").read_text())["wandb"]["id"]
-    assert len(folders) == 2 and all(folder.name.endswith(identity) for folder in folders)
+    named = re.compile(rf"offline-run-\d{{8}}_\d{{6}}-{identity}(-\d+)?")  # a number where both start in one second
+    assert len(folders) == 2 and all(named.fullmatch(folder.name) for folder in folders)
     rows, configs, codes, pictures = [], [], [], []
     for folder in folders:
         for record in wandb_records(folder / f"run-{identity}.wandb"):

@@ -5,15 +5,19 @@
 
 Localization on the lists of tinyimagenet100 and imagenette224, discovery and mask overlap on imagenette224 and coco200,
 segmentation on the semantic maps of coco200 and, things against stuff, on its panoptic ones, video on davis-mini. Packs
-are unpacked into --work. Every row is written as it is measured; the same command goes on after an interruption, and
-repeats rows of another checkpoint, scale or option.
+are unpacked into --work. Every row is written as it is measured, --processes of them side by side; the same command
+goes on after an interruption, and repeats rows of another checkpoint, scale or option.
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
+import multiprocessing
 import sys
 import time
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -114,6 +118,45 @@ def last_step(run: Path) -> str:
     return (run / "checkpoints" / "last").read_text(encoding="utf-8").strip()
 
 
+@dataclass(frozen=True)
+class Plan:
+    """A command's models, (name, run folder) each, the folder of the packs, and its options."""
+
+    models: tuple[tuple[str, Path], ...]
+    packs: Path
+    work: Path
+    scale: float
+    only: tuple[str, ...]
+    threads: int
+
+
+def opened(plan: Plan) -> tuple[list[Measurement], dict[str, tuple]]:
+    """Return the measurements and the encoders of a plan."""
+    torch.set_num_threads(plan.threads)
+    packs = {name: unpack(plan.packs / f"{name}.tar.xz", plan.work) for name in PACKS}
+    return measurements(packs, plan.work, plan.scale, list(plan.only)), encoders(dict(plan.models))
+
+
+opened_once = functools.cache(opened)  # in a process of the pool
+
+
+def measure_one(plan: Plan, number: int, name: str) -> dict:
+    """Return the row of a measurement, by its number, of an encoder, by its name, in a process of the pool."""
+    every, networks = opened_once(plan)
+    return measure(every[number], networks[name][0])
+
+
+def side_by_side(plan: Plan, todo: list[tuple[dict, int, str]], processes: int) -> Iterator[dict]:
+    """Yield the row of each (key, number of the measurement, encoder) as it is ready."""
+    with ProcessPoolExecutor(min(processes, len(todo)), multiprocessing.get_context("spawn")) as pool:
+        waiting = {pool.submit(measure_one, plan, number, name): key for key, number, name in todo}
+        try:
+            for done in as_completed(waiting):
+                yield waiting[done] | done.result()
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
 def measure(measurement: Measurement, encoder) -> dict:
     """Return the row of one evaluation of one encoder."""
     begin = time.perf_counter()
@@ -163,9 +206,9 @@ def main(words: list[str] | None = None) -> int:
     parser.add_argument("--work", type=Path, default=Path("dense_packs"), help="where packs are unpacked")
     parser.add_argument("--scale", type=float, default=1.0, help="share of the images to use")
     parser.add_argument("--only", nargs="*", default=[], choices=SHOWN, help="these evaluations")
-    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--threads", type=int, default=1, help="of each process")
+    parser.add_argument("--processes", type=int, default=1, help="rows measured side by side")
     given = parser.parse_args(words)
-    torch.set_num_threads(given.threads)
     models = {name: Path(run) for name, _, run in (word.partition("=") for word in given.model)}
     absent = [str(run) for run in models.values() if not (run / "checkpoints" / "last").is_file()]
     if absent:
@@ -173,13 +216,14 @@ def main(words: list[str] | None = None) -> int:
 
     path = given.out.with_suffix(".json")
     stored = record.read(path) if path.is_file() else {"record": None, "rows": []}
+    plan = Plan(tuple(models.items()), given.packs, given.work, given.scale, tuple(given.only), given.threads)
+    every, networks = opened(plan)
     about = record.describe(seed=0, command="python -m launch.reproduce.dense_packs")
     stored["record"] = record.continued(stored["record"], about) if stored["record"] else about
-    every = encoders(models)
-    stored |= {"scale": given.scale, "encoders": {name: what for name, (_, what, *_) in every.items()}}
-    packs = {name: unpack(given.packs / f"{name}.tar.xz", given.work) for name in PACKS}
-    for measurement in measurements(packs, given.work, given.scale, given.only):
-        for name, (encoder, _, recipe, step) in every.items():
+    stored |= {"scale": given.scale, "encoders": {name: what for name, (_, what, *_) in networks.items()}}
+    todo = []
+    for number, measurement in enumerate(every):
+        for name, (_, _, recipe, step) in networks.items():
             key = {
                 "encoder": name,
                 "recipe_hash": recipe,
@@ -189,17 +233,33 @@ def main(words: list[str] | None = None) -> int:
                 "evaluation": measurement.evaluation,
                 "options": measurement.options,
             }
-            if any(key.items() <= row.items() for row in stored["rows"]):
-                continue
-            row = key | measure(measurement, encoder)
-            place = (name, measurement.title, measurement.evaluation)
-            stored["rows"] = [r for r in stored["rows"] if (r["encoder"], r["data"], r["evaluation"]) != place] + [row]
-            given.out.parent.mkdir(parents=True, exist_ok=True)
-            record.write(path, stored)
-            given.out.write_text(table(stored), encoding="utf-8")
-            shown = ", ".join(f"{key} {row['numbers'][key]:.1f}" for key in SHOWN[row["evaluation"]])
-            print(f"{row['data']}, {row['evaluation']}, {name}: {shown} ({row['seconds']:.0f} s)", flush=True)
+            if not any(key.items() <= row.items() for row in stored["rows"]):
+                todo.append((key, number, name))
+    order = [(m.title, m.evaluation, name) for m in every for name in networks]
+    if given.processes > 1 and todo:
+        rows = side_by_side(plan, todo, given.processes)
+    else:
+        rows = (key | measure(every[number], networks[name][0]) for key, number, name in todo)
+    for row in rows:
+        others = [other for other in stored["rows"] if place(other) != place(row)]
+        stored["rows"] = in_order([*others, row], order)
+        given.out.parent.mkdir(parents=True, exist_ok=True)
+        record.write(path, stored)
+        given.out.write_text(table(stored), encoding="utf-8")
+        shown = ", ".join(f"{key} {row['numbers'][key]:.1f}" for key in SHOWN[row["evaluation"]])
+        print(f"{row['data']}, {row['evaluation']}, {row['encoder']}: {shown} ({row['seconds']:.0f} s)", flush=True)
     return 0
+
+
+def place(row: dict) -> tuple[str, str, str]:
+    """Return where a row stands in the tables: images, evaluation, encoder."""
+    return row["data"], row["evaluation"], row["encoder"]
+
+
+def in_order(rows: list[dict], order: list[tuple[str, str, str]]) -> list[dict]:
+    """Return rows in the order of their places, those of other places last."""
+    number = {where: i for i, where in enumerate(order)}
+    return sorted(rows, key=lambda row: number.get(place(row), len(order)))
 
 
 if __name__ == "__main__":

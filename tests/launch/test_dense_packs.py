@@ -105,6 +105,25 @@ def test_rows_are_measured_once_and_again_for_another_checkpoint_or_option(run, 
     assert dense_packs.main(words) == 0 and len(measured) == 5, "another option"
     rows = json.loads((tmp_path / "dense.json").read_text())["rows"]
     assert sorted((row["encoder"], row["step"]) for row in rows) == [("ours", "step_00000001"), ("untrained, cls", "")]
+    third = Measurement("maps", "knn_segmentation", {"test": [1]}, {})
+    monkeypatch.setattr(dense_packs, "measurements", lambda *_: [third, boxes])
+    results = {
+        "ours": {"miou": 1.0, "macc": 2.0, "aacc": 3.0},
+        "untrained, cls": {"miou": 4.0, "macc": 5.0, "aacc": 6.0},
+    }
+
+    def backwards(plan, todo, processes):
+        assert processes == 2 and plan.models == (("ours", run),) and plan.scale == 1.0
+        for key, number, name in reversed(todo):
+            assert number == 0, "boxes are measured already"
+            yield key | {"numbers": results[name], "images": {"test": 1}, "data_hash": "", "seconds": 2.5}
+
+    monkeypatch.setattr(dense_packs, "side_by_side", backwards)
+    assert dense_packs.main([*words, "--processes", "2"]) == 0 and len(measured) == 5
+    rows = json.loads((tmp_path / "dense.json").read_text())["rows"]
+    names = ["ours", "untrained, cls"]
+    assert [(row["data"], row["encoder"]) for row in rows] == [(d, n) for d in ("maps", "boxes") for n in names]
+    assert [row["numbers"].get("miou") for row in rows] == [1.0, 4.0, None, None]
     capsys.readouterr()
     with pytest.raises(SystemExit):
         dense_packs.main([*words[:3], f"ours={tmp_path / 'nowhere'}", *words[4:]])
@@ -135,3 +154,19 @@ def test_every_measurement_of_the_packs_in_miniature(run, tmp_path):
         assert np.isfinite(shown).all() and min(shown) >= 0, (measurement.title, measurement.evaluation, row["numbers"])
         if measurement.evaluation != "video":
             assert set(row["images"].values()) <= {10, 40}, "a hundredth of 4,000 images, else ten"
+
+
+@pytest.mark.slow
+def test_rows_measured_side_by_side_equal_those_of_one_process(run, tmp_path):
+    """Both the trained and the untrained network are the same ones in each process."""
+    for name in dense_packs.PACKS:
+        packs.archive(name)
+    plan = dense_packs.Plan(
+        (("ours", run),), packs.archive("coco200").parent, tmp_path / "work", 0.01, ("mask_overlap",), 1
+    )
+    every, networks = dense_packs.opened(plan)
+    todo = [({"encoder": name, "number": i}, i, name) for i in range(len(every)) for name in networks]
+    found = {(row["encoder"], row["number"]): row["numbers"] for row in dense_packs.side_by_side(plan, todo, 2)}
+    assert len(every) == 2 and len(found) == 4
+    for key, number, name in todo:
+        assert found[name, number] == dense_packs.measure(every[number], networks[name][0])["numbers"], key

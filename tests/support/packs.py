@@ -11,11 +11,17 @@ import pytest
 REPOSITORY = Path(__file__).resolve().parents[2]
 
 
-def unpack(name: str) -> Path:
-    """Return the folder of a data pack; skip the test if the pack is missing."""
+def archive(name: str) -> Path:
+    """Return the file of a data pack; skip the test if the pack is missing."""
     source = Path(os.environ.get("MASKWISE_PACKS") or REPOSITORY.parent / "shared" / "data") / f"{name}.tar.xz"
     if not source.is_file():
         pytest.skip(f"data pack {name} is missing in {source.parent}; set MASKWISE_PACKS to its folder")
+    return source
+
+
+def unpack(name: str) -> Path:
+    """Return the folder of a data pack; skip the test if the pack is missing."""
+    source = archive(name)
     place = Path(tempfile.gettempdir()) / "maskwise-packs" / f"{name}-{source.stat().st_size}"
     if not place.is_dir():
         place.parent.mkdir(parents=True, exist_ok=True)

@@ -1,6 +1,6 @@
 """Run every evaluation on the image packs, for a trained and an untrained encoder and raw pixels, as one table.
 
-    python -m launch.reproduce.evaluate_packs --packs FOLDER --run32 runs/cifar10 --run224 runs/imagenette \\
+    python -m launch.reproduce.evaluate_packs --packs FOLDER --run64 runs/tiny --run224 runs/imagenette \\
         --out docs/results/evaluate_packs.md
 
 Packs are unpacked into --work, and missing benchmark sets are derived from them in the layouts that the evaluations
@@ -39,8 +39,8 @@ def main() -> None:
     """Measure both runs, write the table and the pictures."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--packs", required=True, type=Path, help="the folder of the .tar.xz packs")
-    parser.add_argument("--run32", type=Path, help="a run at 32 px, such as pretrain/cifar10_small")
-    parser.add_argument("--run224", type=Path, help="a run at 224 px, such as pretrain/imagenette224_core")
+    parser.add_argument("--run64", type=Path, help="a run for 64 px, such as pretrain/tinyimagenet100_attmask")
+    parser.add_argument("--run224", type=Path, help="a run for 224 px, such as pretrain/imagenette_dino")
     parser.add_argument("--out", required=True, type=Path, help="the Markdown table; .json is written next to it")
     parser.add_argument(
         "--work", type=Path, default=Path("evaluate_packs"), help="where packs are unpacked and layouts are made"
@@ -56,16 +56,18 @@ def main() -> None:
     )
     about = record.describe(seed=0, command="python -m launch.reproduce.evaluate_packs")
     stored["record"] = record.continued(stored["record"], about) if stored["record"] else about
-    runs = {side: run for side, run in (("32", given.run32), ("224", given.run224)) if run is not None}
+    runs = {side: run for side, run in (("64", given.run64), ("224", given.run224)) if run is not None}
     packs = {name: unpack(given.packs / f"{name}.tar.xz", given.work) for name in PACKS}
     for side, run in runs.items():
         begin = time.perf_counter()
         stored["rows"] = [row for row in stored["rows"] if row["side"] != side]
-        for title, data, name, options, size in {"32": small, "224": large}[side](packs, given.work, given.scale):
-            for who, encoder in encoders(run, size).items():
-                row = measure(
-                    who, encoder, title, data, name, dict(options), given.work, trained=encoders(run, size)["trained"]
-                )
+        for title, data, name, options, size in {"64": small, "224": large}[side](packs, given.work, given.scale):
+            networks = encoders(run, size)
+            trained = networks["trained"]
+            if name == "masked" and not trained.pooling.gives_attention:
+                continue
+            for who, encoder in networks.items():
+                row = measure(who, encoder, title, data, name, dict(options), given.work, trained)
                 stored["rows"].append({"side": side, **row})
                 print(
                     f"{time.perf_counter() - begin:6.0f} s  {title}, {name}, {who}: {shortly(row['numbers'])}",
@@ -82,7 +84,7 @@ def main() -> None:
 
 
 def small(packs: dict, work: Path, scale: float) -> list[tuple]:
-    """Return the measurements of the 32 px encoder: (title, data, evaluation, options, image size)."""
+    """Return the measurements of the 64 px encoder: (title, data, evaluation, options, image size)."""
     cifar = limited(imagenet.read(packs["cifar10-jpeg"]), 5000 * scale, 1000 * scale)
     tiny = limited(imagenet.read(packs["tinyimagenet100"]), 4000 * scale, 1000 * scale)
     variants = in9.read(
@@ -90,10 +92,10 @@ def small(packs: dict, work: Path, scale: float) -> list[tuple]:
     )
     drawn = drawings(packs["tinyimagenet100"], work / "drawings", classes=20, per_class=max(2, round(20 * scale)))
     return [
-        ("CIFAR-10 (JPEG)", cifar, "knn", {"k": (10, 20), "feature": "pooled", "few_shot": (1, 5, 10, 20)}, 32),
-        ("CIFAR-10 (JPEG)", cifar, "clustering", {}, 32),
-        ("CIFAR-10 (JPEG)", cifar, "logistic", {}, 32),
-        ("CIFAR-10 (JPEG)", cifar, "masked", {"ratios": (0.3, 0.7)}, 32),
+        ("CIFAR-10 (JPEG)", cifar, "knn", {"k": (10, 20), "feature": "pooled", "few_shot": (1, 5, 10, 20)}, 64),
+        ("CIFAR-10 (JPEG)", cifar, "clustering", {}, 64),
+        ("CIFAR-10 (JPEG)", cifar, "logistic", {}, 64),
+        ("CIFAR-10 (JPEG)", cifar, "masked", {"ratios": (0.3, 0.7)}, 64),
         ("tinyimagenet100", tiny, "knn", {"k": (10, 20), "feature": "pooled"}, 64),
         ("tinyimagenet100", tiny, "clustering", {}, 64),
         ("tinyimagenet100", tiny, "recall", {"ks": (1, 2, 4)}, 64),
@@ -178,7 +180,7 @@ def measure(who: str, encoder, title: str, data: dict, name: str, options: dict,
 
 def save(out: Path, stored: dict) -> None:
     """Write the table, and everything behind it as JSON."""
-    stored["rows"].sort(key=lambda row: row["side"] != "32")
+    stored["rows"].sort(key=lambda row: row["side"] != "64")
     out.parent.mkdir(parents=True, exist_ok=True)
     record.write(out.with_suffix(".json"), stored)
     out.write_text(table(stored), encoding="utf-8")
@@ -211,7 +213,8 @@ def table(stored: dict) -> str:
         "",
         "IN-9 variants (from boxes, not from masks), drawings and copies are made from the packs by the script: they "
         "compare within a row only. Raw pixels are 32 x 32, normalized. "
-        "In `masked`, the trained encoder's attention chooses the patches for all three. Features are shared by "
+        "In `masked`, the trained encoder's attention chooses the patches for all three; an encoder without attention "
+        "has no such rows. Features are shared by "
         "evaluations of the same images, so that the first of them takes the time.",
         "",
         "| data | evaluation | number | trained | untrained | raw pixels | seconds of each |",
@@ -245,7 +248,7 @@ def shortly(numbers: dict) -> str:
 def draw(packs: dict, given, runs: dict) -> None:
     """Draw the charts of a classification, for CIFAR-10 and imagenette, into --work/pictures."""
     for side, pack, size, counts in (
-        ("32", "cifar10-jpeg", 32, (5000, 1000)),
+        ("64", "cifar10-jpeg", 64, (5000, 1000)),
         ("224", "imagenette224-core", 224, (600, 200)),
     ):
         if side in runs:

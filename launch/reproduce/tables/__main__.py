@@ -138,7 +138,8 @@ class Session:
         if left and not unfinished:
             hours = hours_left(left, self.out, max(1, self.options.processes))
             print(
-                f"{len(left)} runs are left, about {hours:.2g} hours of training, {self.options.processes} side by side"
+                f"{len(left)} runs are left, about {hours:.2g} hours of training without evaluations, "
+                f"{self.options.processes} side by side"
             )
         return unfinished
 

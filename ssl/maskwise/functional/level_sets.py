@@ -179,13 +179,16 @@ def first_of(component: np.ndarray) -> np.ndarray:
 def bounding_boxes(runs: Runs, component: np.ndarray) -> np.ndarray:
     """Return the boxes of the components, int64 [components, 4] as x0, y0, x1, y1, inclusive."""
     count = int(component.max()) + 1 if len(component) else 0
-    boxes = np.empty((count, 4), dtype=np.int64)
-    boxes[:, :2], boxes[:, 2:] = np.iinfo(np.int64).max, -1
-    for side, values in enumerate((runs.first, runs.row)):
-        np.minimum.at(boxes[:, side], component, values)
-    for side, values in enumerate((runs.last, runs.row), start=2):
-        np.maximum.at(boxes[:, side], component, values)
-    return boxes
+
+    def extreme(ufunc: np.ufunc, values: np.ndarray, start: int) -> np.ndarray:
+        side = np.full(count, start, dtype=values.dtype)  # contiguous and of the same type, where ufunc.at is fast
+        ufunc.at(side, component, values)
+        return side
+
+    most = np.iinfo(np.int32).max
+    low = [extreme(np.minimum, values, most) for values in (runs.first, runs.row)]
+    high = [extreme(np.maximum, values, -1) for values in (runs.last, runs.row)]
+    return np.stack([*low, *high], axis=1).astype(np.int64)
 
 
 def polygon_areas(runs: Runs, component: np.ndarray, shape: tuple[int, int]) -> np.ndarray:

@@ -99,17 +99,23 @@ def scaled(data: dict, scale: float) -> dict:
 
 
 def encoders(models: dict[str, Path]) -> dict[str, tuple]:
-    """Return name -> (encoder, description, hash of the recipe, step), with one untrained network for each pooling."""
+    """Return name -> (encoder, description, hash of the recipe, step), with an untrained network of each kind.
+
+    A kind is a backbone's name with a pooling.
+    """
     found: dict[str, tuple] = {}
     untrained: dict[str, tuple] = {}
+    kinds: dict[str, str] = {}
     for name, run in models.items():
         recipe, trained = read_recipe(run), maskwise.load(run).eval()
-        about = f"{describe(run)}, {recipe.backbone.name}, seed {recipe.seed}"
+        backbone, pooling = recipe.backbone.name, recipe.pooling.name
+        about = f"{describe(run)}, {backbone}, seed {recipe.seed}"
         found[name] = (trained, about, recipe.hash(), last_step(run))
-        of = f"untrained, {recipe.pooling.name}"
+        of = f"untrained, {pooling}"
+        if kinds.setdefault(of, backbone) != backbone:
+            of = f"untrained {backbone}, {pooling}"
         if of not in untrained:
-            network = untrained_like(trained, run)
-            untrained[of] = (network, f"untrained {recipe.backbone.name}, {recipe.pooling.name}", of, "")
+            untrained[of] = (untrained_like(trained, run), f"untrained {backbone}, {pooling}", of, "")
     return found | untrained
 
 

@@ -130,6 +130,24 @@ def test_rows_are_measured_once_and_again_for_another_checkpoint_or_option(run, 
     assert "no finished checkpoint" in capsys.readouterr().err
 
 
+def test_each_backbone_with_each_pooling_has_its_untrained_network(run, tmp_path):
+    resnet = ("backbone=resnet18", "backbone.channels=[8,8]", "backbone.layers=[1,1]")
+    for name, *more in (
+        ("simpool", "pooling.name=simpool"),
+        ("again", "seed=1"),
+        ("resnet", *resnet, "pooling.name=gap"),
+        ("resnet_simpool", *resnet, "pooling.name=simpool"),
+    ):
+        words = (*TINY, "method.name=dino", "masking.name=none", "train.steps=1", *more)
+        maskwise.train(maskwise.read_recipe("debug/tiny", *words), out=tmp_path / name, quiet=True)
+    names = ("simpool", "again", "resnet", "resnet_simpool")
+    found = dense_packs.encoders({"cls": run, **{name: tmp_path / name for name in names}})
+    kinds = ["untrained, cls", "untrained, simpool", "untrained, gap", "untrained resnet18, simpool"]
+    assert list(found) == ["cls", *names, *kinds]
+    for trained, untrained in (("again", kinds[0]), ("resnet_simpool", kinds[3])):
+        assert found[trained][0].state_dict().keys() <= found[untrained][0].state_dict().keys()
+
+
 @pytest.mark.slow
 def test_every_measurement_of_the_packs_in_miniature(run, tmp_path):
     """Ten images of each role: each evaluation gives the numbers that the table shows."""

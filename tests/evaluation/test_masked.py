@@ -43,5 +43,22 @@ def test_the_guides_attention_ranks_the_patches(data):
     assert guided == {"top1": 100, "high_0.5_top1": 50, "high_0.5_drop": 50, "low_0.5_top1": 100, "low_0.5_drop": 0}
 
 
+class Strided(Colors):
+    """A guide for images of 16 pixels with 2 x 2 patches, which attends to bright ones."""
+
+    image_size = (16, 16)
+
+    def forward(self, images, **requests):
+        height, width = (side // 8 for side in images.shape[-2:])
+        brightness = images.mean(dim=1).unflatten(2, (width, 8)).unflatten(1, (height, 8)).mean(dim=(2, 4)).flatten(1)
+        return Features(images.mean(dim=(2, 3)), None, brightness[:, None], (height, width))
+
+
+def test_a_guide_of_larger_images_sees_them_at_its_own_size(data):
+    """The left half, by which classes differ, is the brighter one; at 8 pixels the guide would have one patch alone."""
+    numbers = masked(Colors(left=False), data, guide=Strided(left=False), ratios=0.5, modes=("high", "low")).numbers
+    assert (numbers["high_0.5_top1"], numbers["low_0.5_top1"]) == (50, 100)
+
+
 def test_all_patches_of_a_ratio_of_1_are_black(data):
     assert masked(Colors(left=False), data, ratios=1.0, modes="random").numbers["random_1_top1"] == 50

@@ -17,6 +17,7 @@ from maskwise.evaluation.report import Report, cost
 from maskwise.evaluation.scoring.scorer import ScorerOptions, differences, scorer_of, top1
 from maskwise.functional import keyed_random, masks
 from maskwise.functional.attention import patch_attention
+from maskwise.imaging.resize import resize_image
 
 PRESETS = {"attmask": (0.1, 0.3, 0.5, 0.7), "map": tuple(r / 10 for r in range(10))}
 MODES = ("high", "low", "random")
@@ -55,7 +56,8 @@ def masked(encoder, data: dict, world=None, **options) -> Report:
     transform = scorer.encoder.transform
     crop = transform.crop if hasattr(transform, "crop") else scorer.encoder.uint8_crop
     shared = {"world": world, "batch_size": chosen.batch_size}
-    salience, grid = attention_of(guide, test, crop, scorer.encoder, **shared)
+    seen = crop if chosen.guide is None else resized_for(guide, crop)
+    salience, grid = attention_of(guide, test, seen, scorer.encoder, **shared)
     columns = scorer.columns("test", test)
     clean = scorer.score(test)
     numbers = {"top1": top1(clean.scores, columns[clean.labels])}
@@ -99,10 +101,17 @@ def check(chosen: MaskedOptions, ratios, modes: tuple[str, ...]) -> None:
         raise UserError(f"masked: no mode {unknown[0]!r}; choose from {', '.join(MODES)}")
 
 
+def resized_for(guide, crop):
+    """Return a view: an image cropped, then resized to the guide's own size, if it has one."""
+    size = getattr(guide, "image_size", None)
+    return crop if size is None else lambda image: resize_image(crop(image), tuple(size))
+
+
 def attention_of(guide, dataset, crop, encoder, *, world=None, batch_size: int = 256) -> tuple[Tensor, tuple[int, int]]:
     """Return the guide's attention on every image, one map of its heads or queries, float32 [images, N], and the grid.
 
-    Images are cropped as by `encoder`; unreadable ones get 0. Raises UserError for a guide without attention.
+    crop: the part of an image that the guide sees; encoder: whose device is used. Unreadable images get 0. Raises
+    UserError for a guide without attention.
     """
     rows = extract.rank_share(len(dataset), world, batch_size)
     device = next(encoder.parameters()).device

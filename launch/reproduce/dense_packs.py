@@ -46,7 +46,7 @@ SHOWN = {
 }
 # far shorter than the paper's: an iteration computes the logits of whole crops for every class
 LINEAR = {"size": 224, "stride": 149, "augment": False, "iterations": 200, "batch_size": 8, "lr": 3e-3}
-SINGLE = {  # numbers that do not depend on the encoder
+SINGLE = {  # numbers that do not depend on the encoder, those of masks only on its grid
     "localization": ("center_max_box_acc_v2",),
     "discovery": ("whole_image",),
     "mask_overlap": ("block", "random", "chance", "best"),
@@ -189,7 +189,7 @@ def table(stored: dict) -> str:
     ]
     for data, evaluation in dict.fromkeys((row["data"], row["evaluation"]) for row in stored["rows"]):
         rows = [row for row in stored["rows"] if (row["data"], row["evaluation"]) == (data, evaluation)]
-        single = SINGLE.get(evaluation, ())
+        single = [name for name in SINGLE.get(evaluation, ()) if len({row["numbers"].get(name) for row in rows}) == 1]
         names = [name for name in SHOWN[evaluation] if name not in single and name in rows[0]["numbers"]]
         images = ", ".join(f"{count} {role}" for role, count in rows[0]["images"].items())
         lines += ["", f"## {data}: {evaluation} ({images} images)", ""]

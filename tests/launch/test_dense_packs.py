@@ -10,6 +10,7 @@ from PIL import Image
 import maskwise
 from launch.reproduce import dense_packs, derived_sets
 from launch.reproduce.dense_packs import Measurement
+from maskwise.bench import record
 from maskwise.data.benchmark_sets import boxed, label_maps
 from support import packs
 
@@ -146,6 +147,19 @@ def test_each_backbone_with_each_pooling_has_its_untrained_network(run, tmp_path
     assert list(found) == ["cls", *names, *kinds]
     for trained, untrained in (("again", kinds[0]), ("resnet_simpool", kinds[3])):
         assert found[trained][0].state_dict().keys() <= found[untrained][0].state_dict().keys()
+
+
+def test_numbers_of_a_coarser_grid_are_shown_for_each_encoder():
+    """Chance depends on the grid alone: one line for equal grids, a column for others."""
+    masks = {"attmask_high": 40.0, "attmask_hint": 41.0, "block": 42.0, "random": 43.0, "chance": 44.25, "best": 90.0}
+    row = {"data": "images", "evaluation": "mask_overlap", "images": {"test": 2}, "seconds": 0.4}
+    rows = [{"encoder": name, **row, "numbers": dict(masks)} for name in ("one", "other")]
+    stored = {"record": record.describe(seed=0, command="dense"), "scale": 1.0, "encoders": {}, "rows": rows}
+    assert "The same for all: block 42.0, random 43.0, chance 44.2, best 90.0." in dense_packs.table(stored)
+    rows[1]["numbers"]["chance"] = 30.0
+    page = dense_packs.table(stored)
+    assert "| encoder | attmask_high | attmask_hint | chance | seconds |" in page
+    assert "| other | 40.0 | 41.0 | 30.0 | 0 |" in page and "The same for all: block 42.0, random 43.0, best" in page
 
 
 @pytest.mark.slow

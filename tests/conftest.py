@@ -1,6 +1,7 @@
 """Settings of all tests: the environment of the user does not reach them."""
 
 import os
+import signal
 
 import pytest
 
@@ -15,9 +16,11 @@ USER_SETTINGS = (
 
 
 def pytest_configure():
-    """Remove variables that change what the program does, before any module reads them."""
+    """Remove variables that change what the program does, before any module reads them, and let Ctrl-C interrupt."""
     for name in USER_SETTINGS:
         os.environ.pop(name, None)
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # so in the background jobs of a shell script
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="module")

@@ -27,6 +27,7 @@ import maskwise
 from launch.reproduce.derived_sets import coco_boxes, coco_label_maps, coco_things
 from launch.reproduce.evaluate_packs import describe, untrained_like
 from launch.reproduce.packs import unpack
+from launch.reproduce.tables.runs import follow_parent
 from maskwise.bench import record
 from maskwise.data.benchmark_sets import boxed, davis, label_maps
 from maskwise.data.datasets.subset import subsample_evenly
@@ -154,7 +155,8 @@ def measure_one(plan: Plan, number: int, name: str) -> dict:
 
 def side_by_side(plan: Plan, todo: list[tuple[dict, int, str]], processes: int) -> Iterator[dict]:
     """Yield the row of each (key, number of the measurement, encoder) as it is ready."""
-    with ProcessPoolExecutor(min(processes, len(todo)), multiprocessing.get_context("spawn")) as pool:
+    context, workers = multiprocessing.get_context("spawn"), min(processes, len(todo))
+    with ProcessPoolExecutor(workers, context, initializer=follow_parent, initargs=(plan.threads,)) as pool:
         waiting = {pool.submit(measure_one, plan, number, name): key for key, number, name in todo}
         try:
             for done in as_completed(waiting):

@@ -30,10 +30,12 @@ class Browser:
         self.driver = driver
 
     def open(self, path, *, width=1280, height=900, dark=False):
-        """Open an HTML file by its file:// address and wait until it is loaded; earlier logs are forgotten."""
+        """Open an HTML file by its file:// address and wait until it is drawn; earlier logs are forgotten."""
         self.logs()
         self.resize(width, height, dark=dark)
         self.driver.get(Path(path).resolve().as_uri())
+        # at the load event the page before may still be the active one, and a screenshot ends "aborted by navigation"
+        self.driver.execute_async_script("requestAnimationFrame(() => requestAnimationFrame(arguments[0]))")
 
     def resize(self, width, height, *, dark=False, touch=False):
         """Set the size of the window in CSS pixels, the preferred color scheme, and whether it is a touch screen."""

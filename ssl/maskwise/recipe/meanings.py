@@ -270,7 +270,7 @@ MEANINGS: dict[str, dict[str, str]] = {
         "k": "numbers of neighbors",
         "limit_bank": "number of training images that k-NN searches; null: all",
         "also": "other evaluations, one per line: `linear every=10 limit_train=5000 epochs=20`",
-        "crop_pct": "share of the resized image that the central crop of an evaluation keeps",
+        "crop_pct": "share of the resized image that the central crop of evaluations, and of backbone.whiten, keeps",
         "pictures_every": "epochs between figures of the masks; 0: never",
     },
     "speed": {

@@ -22,7 +22,6 @@ from maskwise.bench import record
 from maskwise.build import supervised
 from maskwise.build.classifiers import classifier_of
 from maskwise.data import loader
-from maskwise.data.augmentation import color, random_erasing
 from maskwise.errors import UserError
 from maskwise.evaluation.baselines import pixel_size
 from maskwise.evaluation.features.views import RawPixels
@@ -82,8 +81,7 @@ def training_crops(folder: Path) -> float:
     steps, views = loader.steps_per_epoch(len(data), size), supervised.views(recipe)
     right = seen = 0
     for batch in loader.batches(data, views, batch_size=size, total_steps=steps, seed=recipe.seed + 1000):
-        images = color.augment(batch.global_crops, batch.params.global_, encoder.mean, encoder.std)
-        random_erasing.erase(images, batch.params.erased, recipe.augment.erasing_mode)
+        images = supervised.augmented(encoder, recipe.augment.erasing_mode, batch)
         right += int(topk_correct(classifier(images), batch.labels)[0])
         seen += len(images)
     return 100 * right / seen

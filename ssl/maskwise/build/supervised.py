@@ -42,10 +42,16 @@ def inputs(recipe: Recipe, trainer):
     return partial(mixed_batch, model.teacher.encoder, mix, augment.erasing_mode, recipe.seed)
 
 
-def mixed_batch(encoder: Encoder, mix: MixupCutMix, erasing_mode: str, seed: int, batch) -> tuple[Tensor, Tensor]:
-    """Return the normalized images [views * B, C, S, S] and soft targets [B, classes] of a batch."""
+def augmented(encoder: Encoder, erasing_mode: str, batch) -> Tensor:
+    """Return the images of a batch [views * B, C, S, S] with color jitter and erasing, normalized."""
     images = color.augment(batch.global_crops, batch.params.global_, encoder.mean, encoder.std)
     random_erasing.erase(images, batch.params.erased, erasing_mode)
+    return images
+
+
+def mixed_batch(encoder: Encoder, mix: MixupCutMix, erasing_mode: str, seed: int, batch) -> tuple[Tensor, Tensor]:
+    """Return the normalized images [views * B, C, S, S] and soft targets [B, classes] of a batch."""
+    images = augmented(encoder, erasing_mode, batch)
     return mix(images, batch.labels, int(keyed_random.make_key(mixtures.STREAM, seed, batch.step)))
 
 
